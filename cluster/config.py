@@ -1,0 +1,245 @@
+"""fleet.yaml as FleetConfig: its sections and their limits; it reads files, but starts nothing and detects nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from cluster.config_file import DEFAULT_PATH, read_yaml, validated, with_quality
+from cluster.errors import UserError, did_you_mean
+from cluster.slo import Fallback, Objective, SloClasses, SloLimits
+from cluster.variants import SUPPORTED_METHODS, Variant
+
+Positive = Annotated[int, Field(gt=0)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(gt=0, le=1)]
+NonNegative = Annotated[int, Field(ge=0)]
+# A variant's name stands after a colon in a model's name, in headers and in file names.
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+
+BUILT_IN = Path(__file__).with_name("default_fleet.yaml")
+
+
+class Section(BaseModel):
+    """A part of fleet.yaml: unknown keys are refused, and nothing changes once it is read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, validate_default=False)
+
+
+class ModelSection(Section):
+    source: Annotated[str, Field(min_length=1)]
+    """embedded:smollm2-135m, a Hugging Face id, or a folder."""
+    name: Name = ""
+    """What clients call it; the source's last part, if not given."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_from_source(cls, data: Any) -> Any:
+        if isinstance(data, dict) and isinstance(data.get("source"), str) and not data.get("name"):
+            return data | {"name": data["source"].rstrip("/").split("/")[-1].split(":")[-1]}
+        return data
+
+
+class VariantSection(Section):
+    method: Literal["none", "int8", "nf4"] = "none"
+    dtype: Literal["bf16", "fp32"] = "bf16"
+    source: str | None = None
+    head: Literal["same", "int8"] = "same"
+    outlier_threshold: PositiveFloat | None = 6.0
+    quality: Annotated[float, Field(gt=0, le=2)] | None = None
+
+    @field_validator("method", mode="before")
+    @classmethod
+    def _method_of_today(cls, method: Any) -> Any:
+        if method in ("gptq", "awq", "fp8"):
+            raise ValueError(f"{method} is not supported yet; supported: {', '.join(SUPPORTED_METHODS)}")
+        return method
+
+    def named(self, name: str) -> Variant:
+        """Without a method it is what the others are measured against: its quality is 1 unless the file says else."""
+        fields = self.model_dump()
+        if self.method == "none" and self.source is None and self.quality is None:
+            fields["quality"] = 1.0
+        return Variant(name=name, **fields)
+
+
+class SloSection(Section):
+    ttft_ms: PositiveFloat | None = None
+    tpot_ms: PositiveFloat | None = None
+    objective: Objective = "latency"
+    min_quality: Annotated[float, Field(ge=0, le=1)] = 0.0
+    fallback: Fallback = "queue"
+    deadline_s: PositiveFloat | None = None
+
+    def named(self, name: str) -> SloLimits:
+        return SloLimits(name=name, **self.model_dump())
+
+
+class EngineSection(Section):
+    max_context: Annotated[int, Field(ge=16)] = 4096
+    block_size: Literal[8, 16, 32, 64, 128] = 16
+    memory_utilization: Literal["auto"] | Fraction = "auto"
+    """Of the accelerator's memory, for all its replicas together; auto: 0.9 on a GPU, 0.5 on a CPU host."""
+    kv_dtype: Literal["auto", "bf16", "fp32"] = "auto"
+    kv_capacity_tokens: Literal["auto"] | Positive = "auto"
+    """Per replica; auto: what the memory formula leaves."""
+    token_budget: Literal["auto"] | Positive = "auto"
+    max_sequences: Positive = 64
+    max_waiting: NonNegative = 256
+    num_threads: Literal["auto"] | Positive = "auto"
+    """Of each replica on a CPU host; auto: the cores shared out evenly."""
+    prefix_caching: bool = True
+
+
+class AcceleratorSection(Section):
+    name: str = "auto"
+    """Detected, or a name of the registry, to plan for hardware one does not have."""
+    price_per_hour: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+
+
+class ReplicaBounds(Section):
+    min: NonNegative = 1
+    max: Positive = 1
+
+    @model_validator(mode="after")
+    def _ordered(self) -> ReplicaBounds:
+        if self.max < self.min:
+            raise ValueError(f"max {self.max} is below min {self.min}")
+        return self
+
+
+class Budget(Section):
+    gpus: Positive | None = None
+
+
+class AutoscalingSection(Section):
+    budget: Budget = Budget()
+    replicas: dict[str, ReplicaBounds] = {}
+    headroom: Annotated[float, Field(ge=0, lt=1)] = 0.15
+    dry_run: bool = False
+
+
+class HttpSection(Section):
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    max_body_bytes: Positive = 4 * 2**20
+    max_prompt_tokens: Positive | None = None
+    """None: the context is the limit."""
+
+    @property
+    def is_loopback(self) -> bool:
+        try:
+            return ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host == "localhost"
+
+
+class AuthSection(Section):
+    keys_file: str | None = None
+    max_concurrent_requests: Positive = 64
+    """Per key; without keys, per server."""
+
+
+class FleetConfig(Section):
+    """The one configuration; every key has a default but model.source."""
+
+    model: ModelSection
+    variant_sections: Annotated[dict[Name, VariantSection], Field(alias="variants", min_length=1)]
+    slo_sections: Annotated[dict[Name, SloSection], Field(alias="slo_classes", min_length=1)]
+    default_class: str
+    """The class of requests that name none."""
+    engine: EngineSection = EngineSection()
+    accelerator: AcceleratorSection = AcceleratorSection()
+    autoscaling: AutoscalingSection = AutoscalingSection()
+    http: HttpSection = HttpSection()
+    auth: AuthSection = AuthSection()
+
+    @classmethod
+    def load(cls, path: str | Path | None = None) -> FleetConfig:
+        """The file named; without a name ./fleet.yaml, and where there is none the built-in default."""
+        if path is None and not DEFAULT_PATH.exists():
+            return cls.built_in()
+        file = Path(path) if path is not None else DEFAULT_PATH
+        return cls.of(read_yaml(file), file.name)
+
+    @classmethod
+    def built_in(cls) -> FleetConfig:
+        return cls.of(read_yaml(BUILT_IN), BUILT_IN.name)
+
+    @classmethod
+    def of(cls, data: Mapping[str, Any], file_name: str = "fleet.yaml") -> FleetConfig:
+        """From a file's contents; variants and classes that it leaves out are the built-in ones."""
+        return validated(cls, _with_defaults(data), file_name)
+
+    def at(self, host: str | None, port: int | None) -> FleetConfig:
+        """The same fleet on another address, checked again: what is not loopback needs keys."""
+        http = self.http.model_dump() | {
+            "host": host or self.http.host,
+            "port": self.http.port if port is None else port,
+        }
+        return validated(FleetConfig, self.model_dump(by_alias=True) | {"http": http}, "--host, --port")
+
+    @field_validator("accelerator", mode="before")
+    @classmethod
+    def _accelerator_by_name(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> FleetConfig:
+        if self.default_class not in self.slo_sections:
+            raise ValueError(
+                f"default_class: no class {self.default_class!r}; {did_you_mean(self.default_class, self.slo_sections)}"
+            )
+        for name in self.autoscaling.replicas:
+            if name not in self.variant_sections:
+                raise ValueError(
+                    f"autoscaling.replicas.{name}: no such variant; {did_you_mean(name, self.variant_sections)}"
+                )
+        if self.auth.keys_file is None and not self.http.is_loopback:
+            raise ValueError(
+                f"auth.keys_file: required, because http.host {self.http.host} is not loopback; "
+                "make one with `quantfleet keys create` or serve on 127.0.0.1"
+            )
+        return self
+
+    @property
+    def variants(self) -> dict[str, Variant]:
+        return {name: section.named(name) for name, section in self.variant_sections.items()}
+
+    @property
+    def slo_classes(self) -> dict[str, SloLimits]:
+        return {name: section.named(name) for name, section in self.slo_sections.items()}
+
+    @property
+    def slo(self) -> SloClasses:
+        return SloClasses(classes=self.slo_classes, default=self.default_class)
+
+    def replicas(self, variant: str) -> ReplicaBounds:
+        return self.autoscaling.replicas.get(variant, ReplicaBounds())
+
+
+def register_quality(path: str | Path | None, variant: str, quality: float) -> Path:
+    """Write a variant's measured quality into fleet.yaml, comments kept; without one, into a copy of the built-in."""
+    file = Path(path) if path is not None else DEFAULT_PATH
+    text = file.read_text(encoding="utf-8") if file.exists() else BUILT_IN.read_text(encoding="utf-8")
+    if file.exists() and "variants" not in read_yaml(file):
+        text = f"{text.rstrip()}\n\n{yaml.safe_dump({'variants': read_yaml(BUILT_IN)['variants']}, sort_keys=False)}"
+    known = FleetConfig.of(yaml.safe_load(text), file.name).variants
+    if variant not in known:
+        raise UserError(f"{file.name}: variants.{variant}: no such variant; {did_you_mean(variant, known)}")
+    file.write_text(with_quality(text, variant, quality), encoding="utf-8")
+    return file
+
+
+def _with_defaults(data: Mapping[str, Any]) -> dict[str, Any]:
+    built_in = read_yaml(BUILT_IN)
+    merged = {key: data.get(key, built_in[key]) for key in ("variants", "slo_classes")}
+    classes = merged["slo_classes"]
+    if "default_class" not in data and isinstance(classes, dict) and classes:
+        merged["default_class"] = "standard" if "standard" in classes else next(iter(classes))
+    return {**data, **merged}

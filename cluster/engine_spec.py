@@ -1,0 +1,43 @@
+"""EngineSpec: all that one engine needs to start, in plain values; it starts nothing and reads no file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from cluster.accelerators import Accelerator
+from cluster.variants import Variant
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineSpec:
+    """One replica's engine, as the planner allots it; it crosses the process boundary as msgpack."""
+
+    replica_id: str
+    checkpoint: str
+    """The folder with config.json, the safetensors and the tokenizer."""
+    variant: Variant
+    kv_capacity_tokens: int
+    """Exactly what the engine allocates: a multiple of block_size."""
+    block_size: int = 16
+    kv_dtype: Literal["bf16", "fp32"] = "bf16"
+    max_context: int
+    token_budget: int = 512
+    """Tokens computed in one step, decodes and prefill chunks together."""
+    max_sequences: int = 64
+    """Sequences running at once; the others wait."""
+    max_waiting: int = 256
+    """Requests admitted beyond the running ones; past it the answer is a refusal."""
+    num_threads: int = 1
+    device: Literal["cpu", "cuda"] = "cpu"
+    prefix_caching: bool = True
+    accelerator: Accelerator | None = None
+    """With it the engine predicts its own steps and reports measured / predicted; without, the ratio stays 1."""
+    share: float = 1.0
+    """Of the accelerator's arithmetic and bandwidth."""
+    profile_path: str | None = None
+    """A measured Profile of this variant on this share, for those predictions."""
+
+    def __post_init__(self) -> None:
+        if self.kv_capacity_tokens % self.block_size:
+            raise ValueError(f"kv_capacity_tokens {self.kv_capacity_tokens} is not a multiple of {self.block_size}")

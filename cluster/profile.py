@@ -1,0 +1,96 @@
+"""Profile: measured step times of a variant on an accelerator share, as JSON on disk; it measures and fits nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+FORMAT = 1
+"""Raised when the meaning of a field changes; a file of another format is measured anew."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepShape:
+    """What one engine step computes: decodes beside chunks of prompts."""
+
+    decode_sequences: int
+    kv_tokens: int
+    """KV tokens that the decodes read, summed over the sequences."""
+    prefill_tokens: int = 0
+    prefill_context_tokens: int = 0
+    """KV tokens that stood before the chunk, which its attention reads too."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProfilePoint:
+    shape: StepShape
+    step_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProfileKey:
+    """What a measurement holds for; anything else needs its own."""
+
+    model: str
+    variant: str
+    accelerator: str
+    threads: int
+    versions: Mapping[str, str]
+    """Of whatever changes the speed: torch, numba, quantfleet."""
+    share: float = 1.0
+
+    def file_name(self) -> str:
+        text = json.dumps(asdict(self), sort_keys=True)
+        digest = hashlib.sha256(text.encode()).hexdigest()[:12]
+        return f"{_safe(self.model)}-{_safe(self.variant)}-{_safe(self.accelerator)}-{self.threads}t-{digest}.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Profile:
+    key: ProfileKey
+    points: tuple[ProfilePoint, ...]
+    measured_at: str
+    """Date and time, ISO 8601."""
+
+    def to_json(self) -> str:
+        return json.dumps({"format": FORMAT} | asdict(self), indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> Profile:
+        data = json.loads(text)
+        if data.get("format") != FORMAT:
+            raise ValueError(f"profile format {data.get('format')} is not {FORMAT}; measure it anew")
+        return cls(
+            key=ProfileKey(**data["key"]),
+            points=tuple(_point(point) for point in data["points"]),
+            measured_at=data["measured_at"],
+        )
+
+    def save(self, path: Path) -> None:
+        """Written whole or not at all: several replicas may measure at the same time."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_name(f"{path.name}.{os.getpid()}.unfinished")
+        unfinished.write_text(self.to_json())
+        unfinished.replace(path)
+
+    @classmethod
+    def load(cls, path: Path, key: ProfileKey) -> Profile | None:
+        """The stored profile of exactly this key; None where there is none that can be used."""
+        try:
+            profile = cls.from_json(path.read_text())
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return profile if profile.key == key else None
+
+
+def _point(data: Mapping[str, Any]) -> ProfilePoint:
+    return ProfilePoint(shape=StepShape(**data["shape"]), step_s=float(data["step_s"]))
+
+
+def _safe(name: str) -> str:
+    return "".join(char if char.isalnum() or char in ".-" else "_" for char in name)
