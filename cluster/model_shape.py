@@ -131,7 +131,9 @@ def read_config(path: Path) -> dict[str, Any]:
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise UserError(f"{file}: missing; a model folder holds config.json, *.safetensors and tokenizer.json") from error
+        raise UserError(
+            f"{file}: missing; a model folder holds config.json, *.safetensors and tokenizer.json"
+        ) from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{file}: not valid JSON ({error})") from error
     if not isinstance(config, dict):
@@ -140,7 +142,7 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def rope_parameters(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Rope type, theta and scaling in one mapping, from the keys of transformers 5 (rope_parameters) or 4 (rope_scaling)."""
+    """Rope type, theta and scaling in one mapping; transformers 5 writes rope_parameters, 4 wrote rope_scaling."""
     found = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
     found["rope_type"] = found.get("rope_type", found.get("type", "default"))
     found["rope_theta"] = float(found.get("rope_theta", config.get("rope_theta", 10000.0)))

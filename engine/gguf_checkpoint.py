@@ -1,4 +1,4 @@
-"""A GGUF file rewritten as a Hugging Face checkpoint: bf16 safetensors, config.json, tokenizer.json; it runs no model."""
+"""A GGUF file rewritten as a checkpoint of bf16 safetensors, config.json and tokenizer.json; it runs no model."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import gguf
 import numpy as np
 import numpy.typing as npt
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from cluster.errors import UserError
 
@@ -37,7 +37,10 @@ class GgufFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.reader = gguf.GGUFReader(path)
+        try:
+            self.reader = gguf.GGUFReader(path)
+        except (ValueError, IndexError, KeyError) as error:
+            raise UserError(f"{path}: not a complete GGUF file ({error}); delete it and fetch it again") from error
 
     def value(self, key: str, default: Any = None) -> Any:
         field = self.reader.get_field(key)
@@ -60,7 +63,7 @@ def convert(path: Path, folder: Path, name: str) -> None:
     file = GgufFile(path)
     architecture = file.value("general.architecture")
     if architecture != "llama":
-        raise UserError(f"{path}: GGUF architecture {architecture!r} is not supported; llama is; use the model's safetensors")
+        raise UserError(f"{path}: GGUF architecture {architecture!r} is not supported, llama is; use its safetensors")
     _write_json(folder / "config.json", _config(file, name))
     _write_json(folder / "generation_config.json", _generation_config(file))
     _write_tokenizer(file, folder)
@@ -115,9 +118,9 @@ def _write_tokenizer(file: GgufFile, folder: Path) -> None:
     tokens, types = file.value("tokenizer.ggml.tokens"), file.value("tokenizer.ggml.token_type")
     merges = [tuple(merge.split(" ")) for merge in file.value("tokenizer.ggml.merges")]
     tokenizer = Tokenizer(models.BPE(vocab={token: rank for rank, token in enumerate(tokens)}, merges=merges))
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)]
-    )
+    digits = pre_tokenizers.Digits(individual_digits=True)
+    words = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, words])
     tokenizer.decoder = decoders.ByteLevel()
     special = [token for token, kind in zip(tokens, types, strict=True) if kind == CONTROL_TOKEN]
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
