@@ -1,16 +1,20 @@
-"""Accelerator: memory, bandwidth, arithmetic and price of the hardware a replica runs on; it detects nothing."""
+"""Accelerator: memory, bandwidth, arithmetic and price of the what a replica runs on: the registry, and this host."""
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
+from cluster.cpu_host import host_speed, int8_gain, usable_cores, usable_memory_bytes
 from cluster.errors import UserError, did_you_mean
+from cluster.models import cache_dir
 
-GB = 10**9
-GIB = 2**30
+MIB = 2**20
 TFLOPS = 1e12
+
+Kind = Literal["cpu", "gpu"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,7 +22,7 @@ class Accelerator:
     """One GPU, or one host whose CPU does the work."""
 
     name: str
-    kind: Literal["cpu", "gpu"]
+    kind: Kind
     memory_bytes: int
     bandwidth_bytes_per_s: float
     """Of its memory: the vendor's figure for a GPU, a measured read for a CPU host."""
@@ -35,37 +39,36 @@ class Accelerator:
 
 
 def _gpu(
-    name: str, memory_bytes: int, tb_per_s: float, price: float, *, bf16: float, eight_bit: Mapping[str, float]
+    name: str, memory_mib: int, tb_per_s: float, price: float, *, bf16: float, eight_bit: Mapping[str, float]
 ) -> Accelerator:
     """Peaks in TFLOP/s (TOP/s for int8), dense."""
     tflops = {"fp32": bf16 / 16, "bf16": bf16, **eight_bit}
     return Accelerator(
         name=name,
         kind="gpu",
-        memory_bytes=memory_bytes,
+        memory_bytes=memory_mib * MIB,
         bandwidth_bytes_per_s=tb_per_s * 1e12,
         flops={dtype: value * TFLOPS for dtype, value in tflops.items()},
         price_per_hour=price,
     )
 
 
-# Sources: the vendors' data sheets, dense figures (half of those "with sparsity"). Memory as nvidia-smi reports it.
+# Peaks and bandwidth: the vendors' data sheets, dense figures (half of those "with sparsity"). Memory: nvidia-smi.
+# Prices: RunPod's list of March 2026 (deploybase.ai/articles/runpod-gpu-pricing); large clouds ask up to twice that.
 _KNOWN = (
-    # nvidia.com/en-us/data-center/a100
-    _gpu("A100-80G", 81920 * 2**20, 2.039, 1.79, bf16=312, eight_bit={"int8": 624}),
-    # nvidia.com/en-us/data-center/h100, the SXM form
-    _gpu("H100-80G", 81559 * 2**20, 3.35, 2.99, bf16=989, eight_bit={"int8": 1979, "fp8": 1979}),
-    # nvidia.com/en-us/data-center/h200, the SXM form
-    _gpu("H200", 143771 * 2**20, 4.8, 3.79, bf16=989, eight_bit={"int8": 1979, "fp8": 1979}),
-    # nvidia.com/en-us/data-center/l4
-    _gpu("L4", 23034 * 2**20, 0.300, 0.71, bf16=121, eight_bit={"int8": 242, "fp8": 242}),
-    # nvidia.com/en-us/data-center/l40s
-    _gpu("L40S", 46068 * 2**20, 0.864, 0.86, bf16=362, eight_bit={"int8": 733, "fp8": 733}),
-    # NVIDIA Ada GPU architecture white paper, table of the RTX 4090, with fp32 accumulation
-    _gpu("RTX-4090", 24564 * 2**20, 1.008, 0.44, bf16=165, eight_bit={"int8": 661, "fp8": 330}),
-    # AMD Instinct MI300X data sheet
-    _gpu("MI300X", 192 * GIB, 5.3, 2.99, bf16=1307, eight_bit={"int8": 2615, "fp8": 2615}),
+    _gpu("A100-80G", 81920, 2.039, 1.39, bf16=312, eight_bit={"int8": 624}),  # SXM
+    _gpu("H100-80G", 81559, 3.35, 2.69, bf16=989, eight_bit={"int8": 1979, "fp8": 1979}),  # SXM
+    _gpu("H200", 143771, 4.8, 3.59, bf16=989, eight_bit={"int8": 1979, "fp8": 1979}),
+    _gpu("L4", 23034, 0.300, 0.44, bf16=121, eight_bit={"int8": 242, "fp8": 242}),
+    _gpu("L40S", 46068, 0.864, 0.79, bf16=362, eight_bit={"int8": 733, "fp8": 733}),
+    _gpu("RTX-4090", 24564, 1.008, 0.34, bf16=165, eight_bit={"int8": 661, "fp8": 330}),  # fp32 accumulation
 )
+
+CPU_CORE_PRICE_PER_HOUR = 0.041
+"""AWS m7g.large, 0.0816 dollars for two cores in us-east-1, June 2026; fleet.yaml may say what this host costs."""
+
+SERVING_KINDS: tuple[Kind, ...] = ("cpu",)
+"""What the engine runs on. Other hardware can be planned for; a GPU host serves with its CPU."""
 
 
 def known_accelerators() -> dict[str, Accelerator]:
@@ -73,8 +76,53 @@ def known_accelerators() -> dict[str, Accelerator]:
     return {accelerator.name: accelerator for accelerator in _KNOWN}
 
 
-def accelerator_named(name: str) -> Accelerator:
-    known = known_accelerators()
-    if name not in known:
-        raise UserError(f"accelerator {name!r}: not in the registry; {did_you_mean(name, known)}")
-    return known[name]
+def accelerator_named(name: str, price_per_hour: float | None = None) -> Accelerator:
+    """One of the registry; `auto` and `cpu` are this host."""
+    if name in ("auto", "cpu"):
+        found = detect() if name == "auto" else detect_cpu()
+    else:
+        known = known_accelerators()
+        if name not in known:
+            raise UserError(
+                f"accelerator: {name!r} is not in the registry; {did_you_mean(name, ['auto', 'cpu', *known])}"
+            )
+        found = known[name]
+    return found if price_per_hour is None else replace(found, price_per_hour=price_per_hour)
+
+
+def detect(kinds: tuple[Kind, ...] = SERVING_KINDS) -> Accelerator:
+    """The GPU of this host, where one is wanted and there, else its CPU."""
+    gpu = gpu_of(_nvidia_smi()) if "gpu" in kinds else None
+    return gpu or detect_cpu()
+
+
+def detect_cpu() -> Accelerator:
+    speed, cores = host_speed(cache_dir()), usable_cores()
+    return Accelerator(
+        name=f"cpu-{cores}",
+        kind="cpu",
+        memory_bytes=usable_memory_bytes(),
+        bandwidth_bytes_per_s=speed.bandwidth_bytes_per_s,
+        # bf16 weights are widened to fp32 before they are multiplied.
+        flops={"fp32": speed.fp32_flops, "bf16": speed.fp32_flops, "int8": speed.fp32_flops * int8_gain()},
+        price_per_hour=cores * CPU_CORE_PRICE_PER_HOUR,
+        cores=cores,
+    )
+
+
+def gpu_of(nvidia_smi: str) -> Accelerator | None:
+    """The first GPU of nvidia-smi's list, with the memory it says; None for one that the registry does not know."""
+    name, _, memory_mib = nvidia_smi.partition("\n")[0].rpartition(",")
+    words = set(name.replace("-", " ").split())
+    for accelerator in _KNOWN:
+        if set(accelerator.name.replace("80G", "80GB").split("-")) <= words:
+            return replace(accelerator, memory_bytes=int(memory_mib) * MIB)
+    return None
+
+
+def _nvidia_smi() -> str:
+    query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
+    try:
+        return subprocess.run(query, capture_output=True, text=True, check=True, timeout=20).stdout
+    except (OSError, subprocess.SubprocessError):
+        return ""
