@@ -1,0 +1,232 @@
+"""Engine: one replica's generation loop, add, step, abort, load; it knows no process, no HTTP and no tensors."""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+import psutil
+
+from cluster.cost_model import CostModel
+from cluster.engine_spec import EngineSpec
+from cluster.load import Load
+from cluster.model_shape import ModelShape
+from cluster.profile import Profile, StepShape
+from cluster.request import GenerationRequest, TokenDelta, Verdict
+from engine.admission import refusal
+from engine.kv_cache import BlockPool
+from engine.live_request import LiveRequest
+from engine.scheduler import Scheduler
+from engine.sequence import ChunkResult, ScheduledChunk, Sequence
+from engine.step_meter import StepMeter, step_shape
+from engine.text import StreamDetokenizer, TextCodec
+
+log = logging.getLogger(__name__)
+
+MAX_FAILED_STEPS = 3
+"""In a row, with every chunk failing also by itself: then it is not a request that is broken."""
+
+
+class StepRunner(Protocol):
+    """What the engine asks of engine.runner.Runner."""
+
+    @property
+    def num_blocks(self) -> int: ...
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    @property
+    def eos_token_ids(self) -> frozenset[int]: ...
+
+    def run(self, chunks: list[ScheduledChunk]) -> list[ChunkResult]: ...
+
+
+class Engine:
+    """cluster.request.Engine over a scheduler and a runner; one thread drives it."""
+
+    def __init__(
+        self,
+        spec: EngineSpec,
+        runner: StepRunner,
+        text: TextCodec | None = None,
+        predict_step_s: Callable[[StepShape], float] | None = None,
+    ) -> None:
+        self._spec = spec
+        self._runner = runner
+        self._text = text
+        self._predict_step_s = predict_step_s
+        self._pool = BlockPool(runner.num_blocks, spec.block_size)
+        self._scheduler = Scheduler(
+            self._pool,
+            token_budget=spec.token_budget,
+            max_sequences=spec.max_sequences,
+            prefix_caching=spec.prefix_caching,
+        )
+        self._live: dict[str, LiveRequest] = {}
+        self._aborted: list[TokenDelta] = []
+        self._num_arrivals = 0
+        self._failed_steps = 0
+        self._meter = StepMeter()
+        self._process = psutil.Process()
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._live or self._aborted)
+
+    def add(self, request: GenerationRequest) -> Verdict:
+        self._check(request)
+        load = self.load()
+        refused = refusal(load, request, self._spec.max_waiting)
+        if refused:
+            return Verdict(admitted=False, reason=refused.reason, load=load, retry_after_s=refused.retry_after_s)
+        sampling = request.sampling
+        sequence = Sequence(
+            request=request,
+            token_ids=list(request.prompt_token_ids),
+            num_prompt_tokens=len(request.prompt_token_ids),
+            seed=random.getrandbits(63) if sampling.seed is None else sampling.seed,
+            arrival=self._num_arrivals,
+        )
+        self._num_arrivals += 1
+        self._meter.prompt_tokens += sequence.num_prompt_tokens
+        detokenizer = StreamDetokenizer.for_request(self._text, sampling) if self._text and sampling.stop else None
+        self._live[request.request_id] = LiveRequest(sequence=sequence, detokenizer=detokenizer)
+        self._scheduler.add(sequence)
+        return Verdict(admitted=True, reason="admitted", load=self.load())
+
+    def abort(self, request_id: str) -> None:
+        live = self._live.get(request_id)
+        if live is not None:
+            self._remove(live)
+            self._aborted.append(live.delta(finish_reason="abort"))
+
+    def step(self) -> list[TokenDelta]:
+        """Schedule, run, and say what each sequence got."""
+        deltas, self._aborted = self._aborted, []
+        chunks = self._scheduler.schedule()
+        if chunks:
+            shape = step_shape(chunks)
+            started_s = time.perf_counter()
+            results = self._run(chunks)
+            self._record(shape, started_s)
+            taken = [self._take(chunk, result) for chunk, result in zip(chunks, results, strict=True)]
+            deltas += [delta for delta in taken if delta is not None]
+        return deltas
+
+    def _record(self, shape: StepShape, started_s: float) -> None:
+        now_s = time.perf_counter()
+        predicted_s = self._predict_step_s(shape) if self._predict_step_s else None
+        self._meter.record(shape, step_s=now_s - started_s, predicted_s=predicted_s, now_s=now_s)
+
+    def load(self) -> Load:
+        block_size = self._pool.block_size
+        waiting, running = self._scheduler.waiting, self._scheduler.running
+        prefilling = [sequence for sequence in running if sequence.num_uncomputed_tokens > 1]
+        now_s = time.perf_counter()
+        meter = self._meter
+        return Load(
+            replica_id=self._spec.replica_id,
+            variant=self._spec.variant.name,
+            measured_at_s=time.time(),
+            kv_tokens_capacity=self._pool.num_blocks * block_size,
+            kv_tokens_used=self._pool.num_used * block_size,
+            kv_tokens_cached=self._pool.num_cached * block_size,
+            decode_sequences=len(running) - len(prefilling),
+            waiting_requests=len(waiting),
+            waiting_prefill_tokens=sum(sequence.num_uncomputed_tokens for sequence in [*waiting, *prefilling]),
+            promised_kv_tokens=sum(_promised_tokens(sequence, block_size) for sequence in [*waiting, *running]),
+            prefill_tokens_per_s=meter.prefill_rate.per_second(now_s),
+            decode_tokens_per_s=meter.decode_rate.per_second(now_s),
+            step_time_ratio=meter.step_time_ratio.value,
+            step_samples=meter.step_time_ratio.num_samples,
+            preemptions=self._scheduler.num_preemptions,
+            prefix_hit_tokens=self._scheduler.num_prefix_hit_tokens,
+            prompt_tokens=meter.prompt_tokens,
+            generated_tokens=meter.generated_tokens,
+            rss_bytes=self._process.memory_info().rss,
+        )
+
+    def _check(self, request: GenerationRequest) -> None:
+        """ValueError for what no load would make valid."""
+        prompt, sampling = request.prompt_token_ids, request.sampling
+        limit = min(self._spec.max_context, self._pool.num_blocks * self._pool.block_size)
+        if request.request_id in self._live:
+            raise ValueError(f"request_id {request.request_id!r} is running already")
+        if not prompt:
+            raise ValueError("prompt: it holds no tokens")
+        if sampling.max_tokens < 1:
+            raise ValueError(f"max_tokens {sampling.max_tokens}: must be at least 1")
+        if len(prompt) + sampling.max_tokens > limit:
+            raise ValueError(
+                f"prompt of {len(prompt)} tokens and max_tokens {sampling.max_tokens}: "
+                f"together {len(prompt) + sampling.max_tokens}, the context is {limit} tokens"
+            )
+        for name, token_ids in (("prompt", prompt), ("logit_bias", sampling.logit_bias)):
+            wrong = next((token for token in token_ids if not 0 <= token < self._runner.vocab_size), None)
+            if wrong is not None:
+                raise ValueError(f"{name}: token id {wrong} is outside the vocabulary of {self._runner.vocab_size}")
+        if sampling.stop and self._text is None:
+            raise ValueError("stop: this engine has no tokenizer to find stop strings with")
+
+    def _run(self, chunks: list[ScheduledChunk]) -> list[ChunkResult]:
+        """The step; if it fails, each chunk by itself, so that one request that cannot be computed ends alone."""
+        try:
+            results = self._runner.run(chunks)
+        except Exception:
+            log.exception("a step of %d chunks failed; each is run by itself", len(chunks))
+            results = [self._run_alone(chunk) for chunk in chunks]
+        self._failed_steps = self._failed_steps + 1 if all(result.error for result in results) else 0
+        if self._failed_steps >= MAX_FAILED_STEPS:
+            raise RuntimeError(f"{self._failed_steps} steps in a row failed whole, the last: {results[0].error}")
+        return results
+
+    def _run_alone(self, chunk: ScheduledChunk) -> ChunkResult:
+        try:
+            return self._runner.run([chunk])[0]
+        except Exception as error:
+            return ChunkResult(token_id=None, error=f"{type(error).__name__}: {error}")
+
+    def _take(self, chunk: ScheduledChunk, result: ChunkResult) -> TokenDelta | None:
+        """Enters one chunk's result, and takes the request out when it ends with it."""
+        live = self._live[chunk.sequence.request.request_id]
+        if result.error is not None:
+            self._remove(live)
+            return live.delta(finish_reason="error", error=result.error)
+        delta = live.take(result, self._runner.eos_token_ids)
+        self._scheduler.advance(chunk)
+        if delta is not None:
+            self._meter.generated_tokens += 1
+            if delta.finish_reason is not None:
+                self._remove(live)
+        return delta
+
+    def _remove(self, live: LiveRequest) -> None:
+        self._scheduler.remove(live.sequence)
+        del self._live[live.sequence.request.request_id]
+
+
+def _promised_tokens(sequence: Sequence, block_size: int) -> int:
+    """Slots the sequence may still come to need beyond those of its blocks."""
+    needed = sequence.num_prompt_tokens + sequence.request.sampling.max_tokens
+    return max(0, needed - len(sequence.block_table) * block_size)
+
+
+def build_engine(spec: EngineSpec) -> Engine:
+    """Loads the weights, allocates the cache, reads the tokenizer; seconds, and most of a replica's memory."""
+    # torch comes with the runner; who only drives an Engine need not load it.
+    from engine.runner import Runner
+
+    return Engine(spec, Runner(spec), TextCodec(spec.checkpoint), _step_predictor(spec))
+
+
+def _step_predictor(spec: EngineSpec) -> Callable[[StepShape], float] | None:
+    if spec.accelerator is None:
+        return None
+    profile = Profile.from_json(Path(spec.profile_path).read_text()) if spec.profile_path else None
+    shape = ModelShape.from_hf_config(Path(spec.checkpoint) / "config.json")
+    return CostModel(shape, spec.variant, spec.accelerator, share=spec.share, profile=profile).step_s

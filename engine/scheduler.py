@@ -1,0 +1,145 @@
+"""Continuous batching: which tokens of which sequences the next step computes; it runs no model and knows no text.
+
+A sequence takes the blocks of all its tokens when it is admitted and one more whenever a decode fills the last. When
+blocks or places run out, the sequence of the largest rank (priority, then arrival) gives up its own and waits again,
+keeping its output; nothing is ever preempted for a sequence of larger rank, so the smallest rank always advances.
+"""
+
+from __future__ import annotations
+
+from bisect import insort
+from heapq import merge
+
+from engine.kv_cache import BlockPool, extend_block_hashes
+from engine.sequence import ScheduledChunk, Sequence
+
+
+def _rank(sequence: Sequence) -> tuple[int, int]:
+    return sequence.rank
+
+
+class Scheduler:
+    """The waiting and the running, both in order of rank, and the chunks of each step under one token budget."""
+
+    def __init__(self, pool: BlockPool, *, token_budget: int, max_sequences: int, prefix_caching: bool = True) -> None:
+        if token_budget < 1 or max_sequences < 1:
+            raise ValueError(f"token_budget {token_budget} and max_sequences {max_sequences} must be at least 1")
+        self.pool = pool
+        self.waiting: list[Sequence] = []
+        self.running: list[Sequence] = []
+        self.num_preemptions = 0
+        self.num_prefix_hit_tokens = 0
+        self._token_budget = token_budget
+        self._max_sequences = max_sequences
+        self._prefix_caching = prefix_caching
+
+    def add(self, sequence: Sequence) -> None:
+        insort(self.waiting, sequence, key=_rank)
+
+    def schedule(self) -> list[ScheduledChunk]:
+        """The decodes first, then chunks of prompts, each in order of rank, until the budget is spent."""
+        chunks: dict[int, ScheduledChunk] = {}
+        self._schedule_decodes(chunks)
+        half_done = [sequence for sequence in self.running if sequence.num_uncomputed_tokens > 1]
+        head_fits = True
+        for sequence in merge(half_done, list(self.waiting), key=_rank):
+            budget = self._token_budget - sum(chunk.num_tokens for chunk in chunks.values())
+            if budget <= 0:
+                break
+            if not sequence.block_table:
+                # Nobody overtakes a waiting sequence that does not fit, or a long prompt would wait for ever.
+                head_fits = head_fits and self._admit(sequence, chunks)
+            if sequence.block_table:
+                num_tokens = min(budget, sequence.num_uncomputed_tokens)
+                chunks[sequence.arrival] = ScheduledChunk(sequence=sequence, num_tokens=num_tokens)
+        return list(chunks.values())
+
+    def advance(self, chunk: ScheduledChunk) -> None:
+        """Notes that the chunk's K and V are in the cache, and publishes the blocks it filled."""
+        sequence = chunk.sequence
+        first_unfilled = sequence.num_computed_tokens // self.pool.block_size
+        sequence.num_computed_tokens += chunk.num_tokens
+        num_filled = sequence.num_computed_tokens // self.pool.block_size
+        if self._prefix_caching and num_filled > first_unfilled:
+            extend_block_hashes(sequence.block_hashes, sequence.token_ids, num_filled, self.pool.block_size)
+            for index in range(first_unfilled, num_filled):
+                self.pool.publish(sequence.block_table[index], sequence.block_hashes[index])
+
+    def remove(self, sequence: Sequence) -> None:
+        """Takes a finished or aborted sequence out and frees its blocks at once."""
+        if sequence.block_table:
+            self.running.remove(sequence)
+            self._release(sequence)
+        else:
+            self.waiting.remove(sequence)
+
+    def _schedule_decodes(self, chunks: dict[int, ScheduledChunk]) -> None:
+        decodes = [sequence for sequence in self.running if sequence.num_uncomputed_tokens == 1]
+        for sequence in decodes[: self._token_budget]:
+            if sequence.block_table and self._grow(sequence, chunks):
+                chunks[sequence.arrival] = ScheduledChunk(sequence=sequence, num_tokens=1)
+
+    def _grow(self, sequence: Sequence, chunks: dict[int, ScheduledChunk]) -> bool:
+        """One more block where the last is full; False when the sequence itself had to give way."""
+        if len(sequence.token_ids) <= len(sequence.block_table) * self.pool.block_size:
+            return True
+        while self.pool.num_free == 0:
+            victim = self.running[-1]
+            self._preempt(victim, chunks)
+            if victim is sequence:
+                return False
+        sequence.block_table += self.pool.allocate(1)
+        return True
+
+    def _admit(self, sequence: Sequence, chunks: dict[int, ScheduledChunk]) -> bool:
+        """Moves a waiting sequence to the running if it fits, preempting those of larger rank if that makes it fit."""
+        cached = self._cached_prefix(sequence)
+        wanted = self._blocks_wanted(sequence, cached)
+        victims = [running for running in self.running if running.rank > sequence.rank]
+        keepers = len(self.running) - len(victims)
+        freed = sum(self.pool.num_sole(set(victim.block_table).difference(cached)) for victim in victims)
+        if keepers >= self._max_sequences or wanted + keepers > self.pool.num_free + freed:
+            return False
+        while len(self.running) >= self._max_sequences or wanted + len(self.running) > self.pool.num_free:
+            self._preempt(self.running[-1], chunks)
+            wanted = self._blocks_wanted(sequence, cached)
+        self._start(sequence, cached)
+        return True
+
+    def _start(self, sequence: Sequence, cached: list[int]) -> None:
+        self.pool.share(cached)
+        num_blocks = self.pool.blocks_for(len(sequence.token_ids))
+        sequence.block_table = cached + self.pool.allocate(num_blocks - len(cached))
+        sequence.num_computed_tokens = len(cached) * self.pool.block_size
+        if sequence.num_preemptions == 0:
+            sequence.num_cached_tokens = sequence.num_computed_tokens
+            self.num_prefix_hit_tokens += sequence.num_computed_tokens
+        self.waiting.remove(sequence)
+        insort(self.running, sequence, key=_rank)
+
+    def _cached_prefix(self, sequence: Sequence) -> list[int]:
+        """Known blocks for the sequence's beginning; at least its last token is computed again, for its logits."""
+        if not self._prefix_caching or sequence.request.sampling.prompt_logprobs is not None:
+            return []
+        num_blocks = (len(sequence.token_ids) - 1) // self.pool.block_size
+        extend_block_hashes(sequence.block_hashes, sequence.token_ids, num_blocks, self.pool.block_size)
+        return self.pool.lookup(sequence.block_hashes[:num_blocks])
+
+    def _blocks_wanted(self, sequence: Sequence, cached: list[int]) -> int:
+        """Free blocks that admission takes. Callers add one for each running sequence, the next it will ask for: to
+        admit into the last free block is to preempt a step later."""
+        num_blocks = self.pool.blocks_for(len(sequence.token_ids))
+        return num_blocks - len(cached) + self.pool.num_idle(cached)
+
+    def _preempt(self, victim: Sequence, chunks: dict[int, ScheduledChunk]) -> None:
+        chunks.pop(victim.arrival, None)
+        self.running.remove(victim)
+        self._release(victim)
+        insort(self.waiting, victim, key=_rank)
+        victim.num_preemptions += 1
+        self.num_preemptions += 1
+
+    def _release(self, sequence: Sequence) -> None:
+        self.pool.release(sequence.block_table)
+        sequence.block_table = []
+        sequence.num_computed_tokens = 0

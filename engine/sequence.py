@@ -1,0 +1,67 @@
+"""Sequence: the mutable state of one request inside an engine, shared by scheduler and runner; it schedules nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from cluster.request import GenerationRequest, TokenLogprob
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Sequence:
+    """Prompt and output tokens of a request, and how far the KV cache holds them.
+
+    `num_computed_tokens` counts the tokens from position 0 whose K and V lie in the blocks of `block_table`; after a
+    preemption it is 0 again and the output so far is prefilled like a prompt.
+    """
+
+    request: GenerationRequest
+    token_ids: list[int]
+    num_prompt_tokens: int
+    seed: int
+    arrival: int
+    """Order of admission, unique in an engine; ties of priority are broken by it."""
+    block_table: list[int] = field(default_factory=list)
+    num_computed_tokens: int = 0
+    num_cached_tokens: int = 0
+    """Prompt tokens that the prefix cache gave at the first admission."""
+    num_preemptions: int = 0
+    block_hashes: list[bytes] = field(default_factory=list)
+    """Chained hashes of the leading full blocks of `token_ids`, as far as they have been needed."""
+
+    @property
+    def rank(self) -> tuple[int, int]:
+        """Smaller runs first and is preempted last."""
+        return (self.request.priority, self.arrival)
+
+    @property
+    def num_output_tokens(self) -> int:
+        return len(self.token_ids) - self.num_prompt_tokens
+
+    @property
+    def num_uncomputed_tokens(self) -> int:
+        return len(self.token_ids) - self.num_computed_tokens
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScheduledChunk:
+    """`num_tokens` tokens of a sequence from `num_computed_tokens` on; it samples when the chunk reaches the end."""
+
+    sequence: Sequence
+    num_tokens: int
+
+    @property
+    def samples(self) -> bool:
+        return self.num_tokens == self.sequence.num_uncomputed_tokens
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChunkResult:
+    """What the runner made of one chunk; `token_id` is None when the chunk did not reach the sequence's end."""
+
+    token_id: int | None
+    logprob: TokenLogprob | None = None
+    prompt_logprobs: list[TokenLogprob | None] | None = None
+    """Of the prompt positions start+1 .. start+num_tokens that this chunk's rows predict, when asked for."""
+    error: str | None = None
+    """Why this sequence cannot go on (logits that are not finite); the step's other chunks are good."""
