@@ -1,0 +1,1 @@
+"""Offline jobs over datasets on Ray Data, with the same engine that serves online requests."""

@@ -1,0 +1,80 @@
+"""How many rows an engine runs at once: B_best for the lengths in the head of the input; it runs no step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import chain, islice
+
+from batch_jobs.generator import encoded_table
+from batch_jobs.input_files import InputFile
+from batch_jobs.prompts import EncodedRow, PromptEncoder
+from batch_jobs.reading import Columns, read_rows
+from cluster.cost_model import CostModel
+
+HEAD_ROWS = 128
+MAX_BATCH = 256
+"""Past the batches a profile measures the model extrapolates, and a larger batch gains less than its rows wait."""
+MIN_SLICE_ROWS = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LengthSample:
+    """What the first rows tell of the others."""
+
+    num_rows: int
+    mean_prompt_tokens: float
+    max_prompt_tokens: int
+    mean_row_bytes: float
+    """Of an encoded row, as it travels through the pipeline."""
+    is_whole_input: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchChoice:
+    batch: int
+    slice_rows: int
+    arithmetic: str
+
+
+def sample_head(files: Iterable[InputFile], columns: Columns, encoder: PromptEncoder) -> LengthSample:
+    head = islice(chain.from_iterable(read_rows(file, columns) for file in files), HEAD_ROWS + 1)
+    rows = list(encoder.encode_all(head))
+    is_whole = len(rows) <= HEAD_ROWS
+    rows = rows[:HEAD_ROWS]
+    lengths = [len(row.token_ids) for row in rows if row.error is None]
+    return LengthSample(
+        num_rows=len(rows),
+        mean_prompt_tokens=sum(lengths) / len(lengths) if lengths else 0.0,
+        max_prompt_tokens=max(lengths, default=0),
+        mean_row_bytes=_mean_bytes(rows),
+        is_whole_input=is_whole,
+    )
+
+
+def _mean_bytes(rows: list[EncodedRow]) -> float:
+    return float(encoded_table(rows).nbytes) / len(rows) if rows else 1.0
+
+
+def choose_batch(
+    cost_model: CostModel,
+    sample: LengthSample,
+    max_tokens: int,
+    kv_capacity_tokens: int,
+    num_rows: int,
+    block_size: int,
+) -> BatchChoice:
+    """A sequence holds its prompt and, on average over its life, half of its output."""
+    context = max(1, round(sample.mean_prompt_tokens + max_tokens / 2))
+    best = cost_model.best_batch(
+        context, kv_capacity_tokens=kv_capacity_tokens, max_sequences=MAX_BATCH, block_size=block_size
+    )
+    batch = max(1, min(best.batch, num_rows))
+    arithmetic = (
+        f"context = {sample.mean_prompt_tokens:.0f} prompt tokens (mean of {sample.num_rows} rows) "
+        f"+ {max_tokens} / 2 = {context}; {best.arithmetic}"
+    )
+    if batch < best.batch:
+        arithmetic += f"; the input has {num_rows} rows"
+    # Half a batch a slice: with several slices in the engine, the end of one never leaves it less than full.
+    return BatchChoice(batch=batch, slice_rows=max(MIN_SLICE_ROWS, -(-batch // 2)), arithmetic=arithmetic)

@@ -1,0 +1,150 @@
+"""The Ray Data plan of a job: read -> tokenize (tasks) -> generate (actors); it writes nothing and chooses no sizes."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from typing import Any, TypeVar
+
+import pyarrow as pa
+import ray
+from ray.data import ActorPoolStrategy, DataContext, Dataset, Datasource, ReadTask, TaskPoolStrategy
+from ray.data.block import BlockMetadata
+
+from batch_jobs.generator import RowGenerator, encoded_table
+from batch_jobs.input_files import InputFile
+from batch_jobs.prompts import PromptEncoder
+from batch_jobs.reading import INPUT_SCHEMA, Columns, InputRow, input_table, read_rows
+from cluster.engine_spec import EngineSpec
+from cluster.request import SamplingParams
+
+CALLS_PER_ACTOR = 4
+"""Slices an engine holds at once; while one runs out the others keep it full, and the last holds only its own tail."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PipelineSizes:
+    """How rows are cut up on their way."""
+
+    slice_rows: int
+    """Rows that travel together through the engine."""
+    slice_bytes: int
+    """About what a slice of encoded rows weighs."""
+    num_engines: int
+    num_readers: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tokenize:
+    """The stage between reading and generating, as Ray Data calls it."""
+
+    encoder: PromptEncoder
+
+    def __call__(self, rows: pa.Table) -> pa.Table:
+        return encoded_table(self.encoder.encode_all(InputRow(**record) for record in rows.to_pylist()))
+
+
+class RowSource(Datasource):  # type: ignore[misc]
+    """One read task a file, so that a row's number in its file is known without reading the others."""
+
+    def __init__(self, files: list[InputFile], columns: Columns, slice_rows: int) -> None:
+        super().__init__()
+        self._files = files
+        self._columns = columns
+        self._slice_rows = slice_rows
+
+    def get_name(self) -> str:
+        return "Rows"
+
+    def estimate_inmemory_data_size(self) -> int | None:
+        return None
+
+    def get_read_tasks(self, parallelism: int, **_: Any) -> list[ReadTask]:
+        unknown = BlockMetadata(num_rows=None, size_bytes=None, input_files=None, exec_stats=None)
+        return [
+            ReadTask(partial(_read_tables, file, self._columns, self._slice_rows), unknown, schema=INPUT_SCHEMA)
+            for file in self._files
+        ]
+
+
+def _read_tables(file: InputFile, columns: Columns, slice_rows: int) -> Iterator[pa.Table]:
+    return (input_table(rows) for rows in _sliced(read_rows(file, columns), slice_rows))
+
+
+def _sliced(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    iterator = iter(items)
+    while piece := list(islice(iterator, size)):
+        yield piece
+
+
+def plan(
+    files: list[InputFile],
+    columns: Columns,
+    encoder: PromptEncoder,
+    spec: EngineSpec,
+    sampling: SamplingParams,
+    sizes: PipelineSizes,
+) -> Dataset:
+    """The rows of the files as a dataset of result rows; nothing runs until it is iterated.
+
+    No stage claims logical CPUs, because beside a fleet on a small host none may be left and Ray Data would wait for
+    one forever; the number of tasks is bounded instead.
+    """
+    readers = TaskPoolStrategy(size=sizes.num_readers)
+    engines = ActorPoolStrategy(
+        size=sizes.num_engines,
+        max_concurrent_calls_per_actor=CALLS_PER_ACTOR,
+        max_tasks_in_flight_per_actor=CALLS_PER_ACTOR + 1,
+        enable_true_multi_threading=True,
+    )
+    with DataContext.current(_data_context(sizes)):
+        rows = ray.data.read_datasource(
+            RowSource(files, columns, sizes.slice_rows), compute=readers, num_cpus=0, override_num_blocks=len(files)
+        )
+        encoded = rows.map_batches(
+            Tokenize(encoder=encoder), batch_size=sizes.slice_rows, batch_format="pyarrow", compute=readers, num_cpus=0
+        )
+        return encoded.map_batches(
+            RowGenerator,
+            fn_constructor_kwargs={"spec": spec, "sampling": sampling},
+            batch_size=sizes.slice_rows,
+            batch_format="pyarrow",
+            compute=engines,
+            num_cpus=0,
+            num_gpus=1 if spec.device == "cuda" else None,
+            max_restarts=0,
+            runtime_env={"env_vars": {"OMP_NUM_THREADS": str(spec.num_threads)}},
+        )
+
+
+def _data_context(sizes: PipelineSizes) -> DataContext:
+    """Blocks of about a slice: of 128 MiB, the default, a job's first result would come with its last."""
+    context = DataContext.get_current().copy()
+    context.enable_progress_bars = False
+    # A table is cut only where it has 1.5 times the target, and held back only where it has less than it.
+    context.target_max_block_size = max(1, sizes.slice_bytes * 3 // 4)
+    return context
+
+
+@contextmanager
+def quiet_ray_data() -> Iterator[None]:
+    """Keeps Ray Data's own lines off the console, where the job shows its progress; its log file has them still."""
+    console = [
+        handler
+        for handler in logging.getLogger("ray.data").handlers
+        if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler)
+    ]
+    levels = [handler.level for handler in console]
+    for handler in console:
+        handler.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for handler, level in zip(console, levels, strict=True):
+            handler.setLevel(level)
