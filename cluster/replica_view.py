@@ -1,0 +1,76 @@
+"""ReplicaView: what a router knows of one replica, its last Load and the dispatches since; it predicts nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from cluster.load import Load
+from cluster.prediction import Backlog
+
+SETTLED_S = 0.05
+"""A Load that comes in this soon after a dispatch may have left before the dispatch arrived, so both are counted."""
+RATIO_SAMPLES = 5
+RATIO_LOW, RATIO_HIGH = 0.25, 4.0
+"""Beyond them a ratio says that something else is wrong (a swapped-out process, a wrong profile)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dispatch:
+    """A request that this router sent and that has not ended."""
+
+    at_s: float
+    prompt_tokens: int
+    max_tokens: int
+    tpot_ms: float | None
+    """What it was promised."""
+
+
+@dataclass(slots=True, kw_only=True)
+class ReplicaView:
+    load: Load
+    received_s: float
+    """By the router's clock; hosts' clocks differ."""
+    live: dict[str, Dispatch] = field(default_factory=dict)
+    unseen: set[str] = field(default_factory=set)
+    """Of those, the ones no Load can have counted yet."""
+
+    def received(self, load: Load, now_s: float) -> None:
+        self.load = load
+        self.received_s = now_s
+        self.unseen = {name for name in self.unseen if now_s - self.live[name].at_s < SETTLED_S}
+
+    def dispatched(self, request_id: str, dispatch: Dispatch) -> None:
+        self.live[request_id] = dispatch
+        self.unseen.add(request_id)
+
+    def finished(self, request_id: str) -> None:
+        self.live.pop(request_id, None)
+        self.unseen.discard(request_id)
+
+    def age_s(self, now_s: float) -> float:
+        return now_s - self.received_s
+
+    def tightest_tpot_ms(self) -> float | None:
+        return min((d.tpot_ms for d in self.live.values() if d.tpot_ms is not None), default=None)
+
+    def backlog(self, *, fresh: bool, num_ingresses: int) -> Backlog:
+        """The Load and the dispatches since, as many again from each other ingress; of a stale Load no rates."""
+        since = [self.live[name] for name in self.unseen]
+        prompts = num_ingresses * sum(dispatch.prompt_tokens for dispatch in since)
+        outputs = num_ingresses * sum(dispatch.max_tokens for dispatch in since)
+        load = self.load
+        return Backlog(
+            kv_capacity_tokens=load.kv_tokens_capacity,
+            kv_used_tokens=load.kv_tokens_used,
+            kv_promised_tokens=load.promised_kv_tokens + prompts + outputs,
+            decoding=load.decode_sequences,
+            waiting=load.waiting_requests + num_ingresses * len(since),
+            prefill_tokens=load.waiting_prefill_tokens + prompts,
+            prefill_tokens_per_s=load.prefill_tokens_per_s if fresh else 0.0,
+            step_time_ratio=self._ratio() if fresh else 1.0,
+        )
+
+    def _ratio(self) -> float:
+        if self.load.step_samples < RATIO_SAMPLES:
+            return 1.0
+        return min(RATIO_HIGH, max(RATIO_LOW, self.load.step_time_ratio))
