@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from cluster.load import Load
 from cluster.request import GenerationRequest
 
-MAX_PROMISED_CAPACITIES = 4
-"""KV tokens promised to admitted requests, in multiples of the cache: a queue longer than that waits for minutes."""
+MAX_WAITING_CAPACITIES = 2
+"""Prompt tokens that may wait, in multiples of the cache. Prompts only: most requests set max_tokens far above what
+they come to use, and counting it would refuse while the cache stands empty."""
 
 MIN_RETRY_S = 1.0
 MAX_RETRY_S = 60.0
@@ -22,13 +23,12 @@ class Refusal:
 
 def refusal(load: Load, request: GenerationRequest, max_waiting: int) -> Refusal | None:
     """None to admit. An engine with nothing to do admits whatever fits its cache."""
-    needed = len(request.prompt_token_ids) + request.sampling.max_tokens
-    promised = load.kv_tokens_used + load.promised_kv_tokens
-    limit = MAX_PROMISED_CAPACITIES * load.kv_tokens_capacity
+    prompt_tokens, waiting_tokens = len(request.prompt_token_ids), load.waiting_prefill_tokens
+    limit = MAX_WAITING_CAPACITIES * load.kv_tokens_capacity
     if load.waiting_requests >= max_waiting:
         reason = f"{load.waiting_requests} requests wait already (limit {max_waiting})"
-    elif promised > 0 and promised + needed > limit:
-        reason = f"{promised} KV tokens are promised already, {needed} more exceed {limit}"
+    elif waiting_tokens + prompt_tokens > limit:
+        reason = f"{waiting_tokens} prompt tokens wait already, {prompt_tokens} more exceed the limit of {limit}"
     else:
         return None
     return Refusal(reason=reason, retry_after_s=_retry_after_s(load))

@@ -180,9 +180,12 @@ class Engine:
         except Exception:
             log.exception("a step of %d chunks failed; each is run by itself", len(chunks))
             results = [self._run_alone(chunk) for chunk in chunks]
-        self._failed_steps = self._failed_steps + 1 if all(result.error for result in results) else 0
-        if self._failed_steps >= MAX_FAILED_STEPS:
-            raise RuntimeError(f"{self._failed_steps} steps in a row failed whole, the last: {results[0].error}")
+            if all(result.error for result in results):
+                self._failed_steps += 1
+                if self._failed_steps == MAX_FAILED_STEPS:
+                    raise
+                return results
+        self._failed_steps = 0
         return results
 
     def _run_alone(self, chunk: ScheduledChunk) -> ChunkResult:

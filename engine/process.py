@@ -103,7 +103,7 @@ class EngineProcess:
             raise self._death()
         if request.request_id in self._answers:
             raise ValueError(f"request_id {request.request_id!r} is being submitted already")
-        answer = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[Verdict] = asyncio.get_running_loop().create_future()
         self._answers[request.request_id] = answer
         self._send(Submit(request))
         try:

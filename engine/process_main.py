@@ -1,4 +1,4 @@
-"""The engine process: one thread that reads requests, steps, and writes what the steps bring; it knows no HTTP, no Ray."""
+"""The engine process: one thread that reads requests, steps, and writes what the steps bring; it knows no HTTP."""
 
 from __future__ import annotations
 

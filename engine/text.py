@@ -23,18 +23,18 @@ class TextCodec:
     """The tokenizer of a checkpoint folder (tokenizer.json) and its chat template."""
 
     def __init__(self, folder: str | Path) -> None:
-        path = Path(folder) / "tokenizer.json"
-        if not path.exists():
-            raise UserError(f"{path} is missing: the model needs its tokenizer as tokenizer.json")
-        self._json = path.read_text()
-        self._tokenizer = _plain(Tokenizer.from_str(self._json))
-        added = json.loads(self._json)["added_tokens"]
-        self._special = {token["content"]: token for token in added if token["special"]}
+        self._path = Path(folder) / "tokenizer.json"
+        if not self._path.exists():
+            raise UserError(f"{self._path} is missing: the model needs its tokenizer as tokenizer.json")
+        text = self._path.read_text()
+        data = json.loads(text)
+        self._tokenizer = _plain(Tokenizer.from_str(text))
+        self._special = {token["content"]: token for token in data["added_tokens"] if token["special"]}
         self._special_pattern = _pattern(self._special.values())
         self._chat = ChatTemplate(Path(folder))
         self.special_token_ids = frozenset(token["id"] for token in self._special.values())
         self.vocab_size = self._tokenizer.get_vocab_size(with_added_tokens=True)
-        self._bytes = TokenBytes(self._tokenizer, json.loads(self._json)["decoder"])
+        self._bytes = TokenBytes(self._tokenizer, data["decoder"])
 
     def encode(self, text: str) -> list[int]:
         """A raw prompt as the tokenizer means it: with the begin token if it adds one, special tokens recognised."""
@@ -80,19 +80,27 @@ class TextCodec:
         return token_ids + self._encode_literal(guard.uncover(rendered[position:]), position == 0)
 
     def _encode_literal(self, text: str, opens: bool) -> list[int]:
+        if not text:
+            return []
         tokenizer = self._literal_opening if opens else self._literal_inner
-        return tokenizer.encode(text, add_special_tokens=False).ids if text else []
+        token_ids = tokenizer.encode(text, add_special_tokens=False).ids
+        if self.special_token_ids.isdisjoint(token_ids):
+            return token_ids
+        # The model's own vocabulary holds them as whole pieces too (Unigram does); no single character is one.
+        parts = [tokenizer, *[self._literal_inner] * (len(text) - 1)]
+        encoded = zip(parts, text, strict=True)
+        return [token for part, char in encoded for token in part.encode(char, add_special_tokens=False).ids]
 
     @cached_property
     def _literal_opening(self) -> Tokenizer:
-        tokenizer = _plain(Tokenizer.from_str(self._json))
+        tokenizer = _plain(Tokenizer.from_file(str(self._path)))
         tokenizer.encode_special_tokens = True
         return tokenizer
 
     @cached_property
     def _literal_inner(self) -> Tokenizer:
         """For a stretch inside the text: some metaspace tokenizers put their space before the opening one only."""
-        data = json.loads(self._json)
+        data = json.loads(self._path.read_text())
         pre_tokenizer: dict[str, Any] = data.get("pre_tokenizer") or {}
         if pre_tokenizer.get("prepend_scheme") != "first":
             return self._literal_opening
