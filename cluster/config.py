@@ -89,7 +89,8 @@ class EngineSection(Section):
     kv_capacity_tokens: Literal["auto"] | Positive = "auto"
     """Per replica; auto: what the memory formula leaves."""
     token_budget: Literal["auto"] | Positive = "auto"
-    max_sequences: Positive = 64
+    max_sequences: Literal["auto"] | Positive = "auto"
+    """Running at once; auto: 64 on a CPU host, 256 on a GPU."""
     max_waiting: NonNegative = 256
     num_threads: Literal["auto"] | Positive = "auto"
     """Of each replica on a CPU host; auto: the cores shared out evenly."""

@@ -88,6 +88,20 @@ class Profile:
         return profile if profile.key == key else None
 
 
+def newest_profile(folder: Path, model: str, variant: str, accelerator: str, threads: int) -> Profile | None:
+    """Of whatever versions: to plan with, where nothing is started that would tell its own."""
+    found: list[Profile] = []
+    for path in folder.glob("*.json"):
+        try:
+            profile = Profile.from_json(path.read_text())
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        key = profile.key
+        if (key.model, key.variant, key.accelerator, key.threads) == (model, variant, accelerator, threads):
+            found.append(profile)
+    return max(found, key=lambda profile: profile.measured_at, default=None)
+
+
 def _point(data: Mapping[str, Any]) -> ProfilePoint:
     return ProfilePoint(shape=StepShape(**data["shape"]), step_s=float(data["step_s"]))
 

@@ -17,26 +17,34 @@ SUPPORTED_METHODS: tuple[Method, ...] = ("none", "int8", "nf4")
 DTYPE_BYTES = {"bf16": 2, "fp32": 4}
 
 
+PANEL_ROWS = 16
+"""The kernels lay weights out in panels of this many rows, the last one filled up with zeros."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightFormat:
-    """How a method packs a linear's weights: bits a weight and the bytes of scales for each group of them."""
+    """How a matrix is packed: bits a weight, and the bytes of scales for each group of them."""
 
     bits: int
-    scale_bytes: int
-    group_size: int | None
-    """Weights that share a scale; None: a row does."""
+    column_multiple: int = 1
+    """Rows are filled up with zeros to it."""
+    scale_bytes: int = 0
+    group_size: int | None = None
+    """Weights that share a scale; None: all of a row."""
 
     def matrix_bytes(self, rows: int, columns: int) -> int:
-        groups = rows if self.group_size is None else ceil(rows * columns / self.group_size)
-        return ceil(rows * columns * self.bits / 8) + groups * self.scale_bytes
+        rows, columns = _padded(rows, PANEL_ROWS), _padded(columns, self.column_multiple)
+        groups = rows * ceil(columns / (self.group_size or columns))
+        return rows * columns * self.bits // 8 + groups * self.scale_bytes
 
 
+DENSE = {"bf16": WeightFormat(bits=16, column_multiple=2), "fp32": WeightFormat(bits=32)}
 FORMATS: dict[Method, WeightFormat] = {
-    "int8": WeightFormat(bits=8, scale_bytes=4, group_size=None),  # LLM.int8: fp32 absmax a row
-    "nf4": WeightFormat(bits=4, scale_bytes=4, group_size=64),  # QLoRA without double quantisation: fp32 absmax
-    "fp8": WeightFormat(bits=8, scale_bytes=4, group_size=None),
-    "gptq": WeightFormat(bits=4, scale_bytes=4, group_size=128),  # fp16 scale and fp16 zero: 4.25 bits a weight
-    "awq": WeightFormat(bits=4, scale_bytes=4, group_size=128),
+    "int8": WeightFormat(bits=8, column_multiple=16, scale_bytes=4),  # LLM.int8: fp32 absmax a row
+    "nf4": WeightFormat(bits=4, column_multiple=64, scale_bytes=4, group_size=64),  # fp32 absmax, no double quantising
+    "fp8": WeightFormat(bits=8, column_multiple=16, scale_bytes=4),
+    "gptq": WeightFormat(bits=4, column_multiple=8, scale_bytes=4, group_size=128),  # fp16 scale and zero: 4.25 bits
+    "awq": WeightFormat(bits=4, column_multiple=8, scale_bytes=4, group_size=128),
 }
 
 
@@ -62,14 +70,12 @@ class Variant:
         return self.method if self.method in ("int8", "fp8") else self.dtype
 
     def matrix_bytes(self, rows: int, columns: int) -> int:
-        if self.method == "none":
-            return rows * columns * DTYPE_BYTES[self.dtype]
-        return FORMATS[self.method].matrix_bytes(rows, columns)
+        packed = DENSE[self.dtype] if self.method == "none" else FORMATS[self.method]
+        return packed.matrix_bytes(rows, columns)
 
     def head_bytes(self, shape: ModelShape) -> int:
-        if self.head == "int8":
-            return FORMATS["int8"].matrix_bytes(shape.vocab, shape.hidden)
-        return shape.vocab * shape.hidden * DTYPE_BYTES[self.dtype]
+        packed = FORMATS["int8"] if self.head == "int8" else DENSE[self.dtype]
+        return packed.matrix_bytes(shape.vocab, shape.hidden)
 
     def block_bytes(self, shape: ModelShape) -> int:
         """All decoder blocks: their linears, and norms and biases in fp32."""
@@ -78,9 +84,13 @@ class Variant:
 
     def resident_bytes(self, shape: ModelShape) -> int:
         """What a replica holds. A tied embedding is the head itself, held once."""
-        embedding = 0 if shape.tied_embeddings else shape.vocab * shape.hidden * DTYPE_BYTES[self.dtype]
+        embedding = 0 if shape.tied_embeddings else DENSE[self.dtype].matrix_bytes(shape.vocab, shape.hidden)
         return self.block_bytes(shape) + self.head_bytes(shape) + embedding
 
     def read_bytes(self, shape: ModelShape) -> int:
         """What a decode step reads: all but the embedding, of which a few rows are looked up."""
         return self.block_bytes(shape) + self.head_bytes(shape)
+
+
+def _padded(count: int, multiple: int) -> int:
+    return ceil(count / multiple) * multiple

@@ -1,0 +1,1 @@
+"""How many replicas of which variant: planner and what it plans with; pure Python, no torch."""
