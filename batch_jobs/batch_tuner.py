@@ -6,11 +6,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import chain, islice
 
+from batch_jobs.engine_choice import EngineChoice
 from batch_jobs.generator import encoded_table
 from batch_jobs.input_files import InputFile
 from batch_jobs.prompts import EncodedRow, PromptEncoder
 from batch_jobs.reading import Columns, read_rows
-from cluster.cost_model import CostModel
 
 HEAD_ROWS = 128
 MAX_BATCH = 256
@@ -56,18 +56,15 @@ def _mean_bytes(rows: list[EncodedRow]) -> float:
     return float(encoded_table(rows).nbytes) / len(rows) if rows else 1.0
 
 
-def choose_batch(
-    cost_model: CostModel,
-    sample: LengthSample,
-    max_tokens: int,
-    kv_capacity_tokens: int,
-    num_rows: int,
-    block_size: int,
-) -> BatchChoice:
+def choose_batch(engine: EngineChoice, sample: LengthSample, max_tokens: int, num_rows: int) -> BatchChoice:
     """A sequence holds its prompt and, on average over its life, half of its output."""
+    spec = engine.spec
     context = max(1, round(sample.mean_prompt_tokens + max_tokens / 2))
-    best = cost_model.best_batch(
-        context, kv_capacity_tokens=kv_capacity_tokens, max_sequences=MAX_BATCH, block_size=block_size
+    best = engine.cost_model.best_batch(
+        context,
+        kv_capacity_tokens=spec.kv_capacity_tokens,
+        max_sequences=MAX_BATCH,
+        block_size=spec.block_size,
     )
     batch = max(1, min(best.batch, num_rows))
     arithmetic = (
@@ -75,6 +72,6 @@ def choose_batch(
         f"+ {max_tokens} / 2 = {context}; {best.arithmetic}"
     )
     if batch < best.batch:
-        arithmetic += f"; the input has {num_rows} rows"
+        arithmetic += f"; but the input has {num_rows} rows"
     # Half a batch a slice: with several slices in the engine, the end of one never leaves it less than full.
     return BatchChoice(batch=batch, slice_rows=max(MIN_SLICE_ROWS, -(-batch // 2)), arithmetic=arithmetic)

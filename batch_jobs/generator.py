@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Iterable
 from dataclasses import replace
 from itertools import count
@@ -19,6 +20,7 @@ from engine.text import StreamDetokenizer, TextCodec
 ENCODED_SCHEMA = pa.schema(
     [("id", pa.string()), ("prompt", pa.string()), ("token_ids", pa.list_(pa.int32())), ("error", pa.string())]
 )
+STARTED, FINISHED = "started_s", "finished_s"
 
 
 class RowGenerator:
@@ -34,14 +36,16 @@ class RowGenerator:
         self._feeder = EngineFeeder(lambda: build_engine(spec))
 
     def __call__(self, encoded: pa.Table) -> pa.Table:
+        started_s = time.time()
         rows = [EncodedRow(**record) for record in encoded.to_pylist()]
         good = [row for row in rows if row.error is None]
         call = next(self._call_numbers)
         requests = [self._request(f"{call}-{i}", row) for i, row in enumerate(good)]
         outcomes = iter(self._feeder.generate(requests))
-        return results_table(
+        results = results_table(
             self._failed(row, row.error) if row.error is not None else self._result(row, next(outcomes)) for row in rows
         )
+        return with_times(results, started_s, time.time())
 
     def _request(self, request_id: str, row: EncodedRow) -> GenerationRequest:
         room = sequence_limit(self._spec) - len(row.token_ids)
@@ -78,6 +82,13 @@ class RowGenerator:
             variant=self._spec.variant.name,
             error=error,
         )
+
+
+def with_times(results: pa.Table, started_s: float, finished_s: float) -> pa.Table:
+    """Beside the columns of the output, when this slice came to the engine and left it: what the job's rate is over."""
+    for name, value in ((STARTED, started_s), (FINISHED, finished_s)):
+        results = results.append_column(name, pa.array([value] * len(results), pa.float64()))
+    return results
 
 
 def sequence_limit(spec: EngineSpec) -> int:

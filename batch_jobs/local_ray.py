@@ -9,6 +9,7 @@ import logging
 import os
 import secrets
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,18 +23,18 @@ OBJECT_STORE_BYTES = 256 * 2**20
 @contextmanager
 def job_ray() -> Iterator[None]:
     _set_authentication()
-    import ray  # reads RAY_AUTH_MODE when it is imported
+    import ray
 
     if ray.is_initialized():
         yield
         return
     address = os.environ.get("RAY_ADDRESS")
-    folder = None if address else tempfile.mkdtemp(prefix="qf-")  # short: unix sockets lie in it, 107 bytes at most
+    folder = None if address else tempfile.mkdtemp(prefix="qfjob-")  # short: unix sockets lie in it, 107 bytes at most
     try:
         if folder is None:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         else:
-            _start(folder)
+            _start(f"{folder}/ray")  # Ray opens its folder to everyone; the one around it stays closed
         yield
     finally:
         ray.shutdown()
@@ -57,8 +58,10 @@ def _start(folder: str) -> None:
 
 
 def _set_authentication() -> None:
-    """Other users of this host reach loopback too, and whoever reaches Ray runs code: a token that only this process
-    and its children know. Left unset, Ray would write one into $HOME/.ray, which changes every later `ray start`."""
-    if "RAY_AUTH_MODE" not in os.environ and "RAY_ADDRESS" not in os.environ:
+    """A token that only this process and its children know: other users of this host reach loopback too, and whoever
+    reaches Ray runs code. Without one Ray writes its own into $HOME/.ray, which changes every later `ray start`."""
+    if os.environ.keys() & {"RAY_AUTH_MODE", "RAY_ADDRESS"}:
+        return
+    os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    if "ray" not in sys.modules:  # once imported it no longer reads the mode, but ray.init sets it to token itself
         os.environ["RAY_AUTH_MODE"] = "token"
-        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)

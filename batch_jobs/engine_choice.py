@@ -1,0 +1,59 @@
+"""The engine of a job: a variant with this host's accelerator to itself, as the planner allots it; it starts none."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from autoscaling.planner import PREFILL_ROOM, allot
+from cluster.accelerators import accelerator_named
+from cluster.config import FleetConfig
+from cluster.cost_model import CostModel
+from cluster.engine_spec import EngineSpec
+from cluster.errors import UserError, did_you_mean
+from cluster.model_shape import ModelShape
+from cluster.variants import Variant
+from engine.checkpoint import ensure_checkpoint
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineChoice:
+    spec: EngineSpec
+    cost_model: CostModel
+
+    def spec_for_batch(self, batch: int, longest_tokens: int) -> EngineSpec:
+        """For `batch` sequences of at most about that length at once.
+
+        The cache is no larger than they need: every block is used before the first is used again, so one as large as
+        the formula allows would fill the host's memory for nothing.
+        """
+        spec = self.spec
+        blocks = batch * -(-longest_tokens // spec.block_size)
+        wanted = max(blocks, -(-spec.max_context // spec.block_size)) * spec.block_size
+        return replace(
+            spec,
+            max_sequences=batch,
+            token_budget=max(spec.token_budget, batch + PREFILL_ROOM),
+            kv_capacity_tokens=min(spec.kv_capacity_tokens, wanted),
+        )
+
+
+def choose_engine(config: FleetConfig, variant_name: str | None) -> EngineChoice:
+    variant = known_variant(config, variant_name)
+    accelerator = accelerator_named(config.accelerator.name, config.accelerator.price_per_hour)
+    checkpoint = ensure_checkpoint(config.model.source)
+    shape = ModelShape.from_hf_config(Path(checkpoint) / "config.json", config.engine.max_context)
+    (placed,) = allot(config, shape, accelerator, str(checkpoint), replicas={variant.name: 1}).allotments
+    spec = placed.spec
+    cost_model = CostModel(shape, variant, accelerator, share=spec.share, kv_dtype=spec.kv_dtype)
+    return EngineChoice(spec=spec, cost_model=cost_model)
+
+
+def known_variant(config: FleetConfig, name: str | None) -> Variant:
+    """The first of the configuration where none is named."""
+    variants = config.variants
+    if name is None:
+        return next(iter(variants.values()))
+    if name not in variants:
+        raise UserError(f"variant {name!r}: not in the configuration; {did_you_mean(name, variants)}")
+    return variants[name]

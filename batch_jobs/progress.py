@@ -1,0 +1,96 @@
+"""What the jobs show on the console: a bar while they run, a table at the end; it runs nothing itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import inf
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from batch_jobs.generator import FINISHED, STARTED
+from batch_jobs.report import GenerateReport, VariantScore
+
+
+@dataclass(slots=True, kw_only=True)
+class Tally:
+    """Sums over the result rows seen so far."""
+
+    rows: int = 0
+    errors: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    first_start_s: float = inf
+    last_finish_s: float = -inf
+
+    def add(self, results: pa.Table) -> None:
+        if not len(results):
+            return
+        self.rows += len(results)
+        self.errors += len(results) - results["error"].null_count
+        self.prompt_tokens += pc.sum(results["prompt_tokens"]).as_py()
+        self.completion_tokens += pc.sum(results["completion_tokens"]).as_py()
+        self.first_start_s = min(self.first_start_s, pc.min(results[STARTED]).as_py())
+        self.last_finish_s = max(self.last_finish_s, pc.max(results[FINISHED]).as_py())
+
+    @property
+    def generating_s(self) -> float:
+        """From the first slice that came to an engine to the last that left one: the start of Ray does not count."""
+        return max(0.0, self.last_finish_s - self.first_start_s)
+
+    @property
+    def tokens_per_s(self) -> float:
+        return self.completion_tokens / self.generating_s if self.generating_s > 0 else 0.0
+
+
+class JobBar:
+    """The one progress bar of a job."""
+
+    def __init__(self, progress: Progress, num_rows: int) -> None:
+        self._progress = progress
+        self._task = progress.add_task("starting the engine", total=num_rows, note="")
+
+    def show(self, tally: Tally) -> None:
+        note = f"{tally.tokens_per_s:.0f} tokens/s" + (f", {tally.errors} errors" if tally.errors else "")
+        self._progress.update(self._task, description="generating", completed=tally.rows, note=note)
+
+    def finish(self, tally: Tally) -> None:
+        """The total was an estimate for files of lines."""
+        self._progress.update(self._task, total=tally.rows)
+
+
+@contextmanager
+def job_bar(console: Console, num_rows: int) -> Iterator[JobBar]:
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("rows"))
+    with Progress(*columns, TextColumn("{task.fields[note]}"), TimeElapsedColumn(), console=console) as progress:
+        yield JobBar(progress, num_rows)
+
+
+def report_table(report: GenerateReport) -> Table:
+    table = Table(title="Job", title_justify="left", show_header=False)
+    table.add_row("variant", report.variant)
+    table.add_row("rows", f"{report.rows}, of which {report.errors} with an error of their own")
+    table.add_row("tokens", f"{report.prompt_tokens} in prompts, {report.completion_tokens} generated")
+    table.add_row("tokens/s", f"{report.tokens_per_s:.0f} generated over {report.generating_s:.1f} s")
+    table.add_row("in all", f"{report.wall_s:.1f} s, with the start of Ray and of the engine")
+    table.add_row("batch size", str(report.batch_size))
+    table.add_row("why", report.batch_size_reason)
+    table.add_row("written", f"{len(report.files)} files in {report.output}")
+    return table
+
+
+def scores_table(scores: list[VariantScore], context: int, stride: int) -> Table:
+    kind = "disjoint" if stride == context else f"a new one every {stride} tokens"
+    table = Table(title=f"Perplexity, windows of {context} tokens, {kind}", title_justify="left")
+    table.add_column("variant")
+    for heading in ("perplexity", "quality", "tokens", "seconds"):
+        table.add_column(heading, justify="right")
+    for score in scores:
+        figures = (f"{score.perplexity:.4f}", f"{score.quality:.4f}", str(score.num_tokens), f"{score.seconds:.1f}")
+        table.add_row(score.variant, *figures)
+    return table
