@@ -76,12 +76,13 @@ def _planned(
     from autoscaling.planner import memory_plan
     from cluster.cost_model import CostModel
     from cluster.kv_capacity import kv_capacity
-    from cluster.models import cache_dir
+    from cluster.models import cache_dir, short_name
     from cluster.profile import newest_profile
 
     memory = memory_plan(fleet, shape, hardware, part)
     capacity = kv_capacity(shape, variant, hardware, memory)
-    profile = newest_profile(cache_dir() / "profiles", fleet.model.source, variant.name, hardware.name, part.threads)
+    names = {fleet.model.source, fleet.model.name, short_name(fleet.model.source)}
+    profile = newest_profile(cache_dir() / "profiles", names, variant.name, hardware.name, part.threads)
     model = CostModel(shape, variant, hardware, share=part.compute_share, kv_dtype=memory.kv_dtype, profile=profile)
     held = min(context or TYPICAL_CONTEXT, memory.max_context)
     best = model.best_batch(

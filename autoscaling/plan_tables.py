@@ -144,7 +144,7 @@ def arithmetic(plan: VariantPlan) -> list[RenderableType]:
         f"cost = ${accelerator.price_per_hour:g}/h x share {model.share:g} / 3600 x {step.total_s:.4f} s / {best} x 1e6"
         f" = ${model.cost_per_million_tokens(best, context):,.3f} per million tokens",
     ]
-    return [Text(plan.name, style="bold"), *[Padding(Text(line), (0, 0, 0, 2)) for line in lines], Text()]
+    return [Text(plan.name, style="bold"), *[Padding(Text(line), (0, 0, 0, 2), expand=False) for line in lines], Text()]
 
 
 def _source(plan: VariantPlan) -> str:

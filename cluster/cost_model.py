@@ -13,9 +13,11 @@ arithmetic overlap, so the larger counts.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from cluster.accelerators import Accelerator
+from cluster.engine_spec import EngineSpec
 from cluster.model_shape import ModelShape
 from cluster.profile import Profile
 from cluster.profile import StepShape as StepShape
@@ -23,13 +25,15 @@ from cluster.step_fit import Machine, Phases, Roofline, fit
 from cluster.variants import DTYPE_BYTES, Variant
 
 Bound = Literal["memory", "arithmetic", "overhead"]
-Limit = Literal["memory", "arithmetic", "overhead", "KV capacity", "TPOT"]
+Limit = Literal["memory", "arithmetic", "overhead", "KV capacity", "TPOT", "max_sequences"]
 
 PRIOR_T0_S = {"gpu": 0.0018, "cpu": 0.001}
 """Before there is a profile. GPU: what a full engine's graph-captured step takes beyond its floor (Llama-3.1-8B on an
 H100: 1.8, 1.7, 2.7 ms for bf16, fp8, int4). CPU: scheduling and sampling of one small batch."""
 
 BEST_BATCH_SLACK = 0.05
+NEAR_THE_END = 0.9
+"""Where tokens/s still rises with the batch, the smallest within 5 % of the best is about 0.95 of the last one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +85,20 @@ class CostModel:
         self.params_read = shape.block_params + shape.embedding_params
         self.kv_bytes_per_token = shape.kv_bytes_per_token(DTYPE_BYTES[kv_dtype])
         self.machine = self._measured(profile)
+
+    @classmethod
+    def for_engine(cls, spec: EngineSpec) -> CostModel:
+        """Of an engine's own spec, corrected by the profile that it names."""
+        if spec.accelerator is None:
+            raise ValueError(f"{spec.replica_id}: its spec names no accelerator, so nothing is known of its speed")
+        return cls(
+            ModelShape.from_hf_config(Path(spec.checkpoint), spec.max_context),
+            spec.variant,
+            spec.accelerator,
+            share=spec.share,
+            kv_dtype=spec.kv_dtype,
+            profile=Profile.from_json(Path(spec.profile_path).read_text()) if spec.profile_path else None,
+        )
 
     @property
     def price_per_s(self) -> float:
@@ -147,11 +165,12 @@ class CostModel:
         return BestBatch(batch=batch, tokens_per_s=rate, step_s=step_s, limit=limit, arithmetic=arithmetic)
 
     def _limit(self, batch: int, feasible: int, tried: int, context_tokens: int, kv_limits: bool) -> Limit:
-        if batch == feasible < tried:
+        """Throughput that still rises where the batches end is limited by that end, else by what bounds the step."""
+        if batch < NEAR_THE_END * feasible:
+            return self.explain(decodes(batch, context_tokens)).bound
+        if feasible < tried:
             return "TPOT"
-        if batch == tried and kv_limits:
-            return "KV capacity"
-        return self.explain(decodes(batch, context_tokens)).bound
+        return "KV capacity" if kv_limits else "max_sequences"
 
     def _phases(self, step: StepShape) -> Phases:
         """Ideal times on this share."""

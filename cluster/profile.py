@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -62,14 +62,18 @@ class Profile:
 
     @classmethod
     def from_json(cls, text: str) -> Profile:
+        """ValueError for anything but a whole profile of this format."""
         data = json.loads(text)
-        if data.get("format") != FORMAT:
-            raise ValueError(f"profile format {data.get('format')} is not {FORMAT}; measure it anew")
-        return cls(
-            key=ProfileKey(**data["key"]),
-            points=tuple(_point(point) for point in data["points"]),
-            measured_at=data["measured_at"],
-        )
+        try:
+            if data["format"] != FORMAT:
+                raise ValueError(f"profile format {data['format']} is not {FORMAT}; measure it anew")
+            return cls(
+                key=ProfileKey(**data["key"]),
+                points=tuple(_point(point) for point in data["points"]),
+                measured_at=data["measured_at"],
+            )
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"not a whole profile ({error!r}); measure it anew") from error
 
     def save(self, path: Path) -> None:
         """Written whole or not at all: several replicas may measure at the same time."""
@@ -83,21 +87,23 @@ class Profile:
         """The stored profile of exactly this key; None where there is none that can be used."""
         try:
             profile = cls.from_json(path.read_text())
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError):
             return None
         return profile if profile.key == key else None
 
 
-def newest_profile(folder: Path, model: str, variant: str, accelerator: str, threads: int) -> Profile | None:
-    """Of whatever versions: to plan with, where nothing is started that would tell its own."""
+def newest_profile(
+    folder: Path, models: Collection[str], variant: str, accelerator: str, threads: int
+) -> Profile | None:
+    """Of whatever versions: to plan with, where nothing is started that would tell its own. `models`: its names."""
     found: list[Profile] = []
     for path in folder.glob("*.json"):
         try:
             profile = Profile.from_json(path.read_text())
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError):
             continue
         key = profile.key
-        if (key.model, key.variant, key.accelerator, key.threads) == (model, variant, accelerator, threads):
+        if key.model in models and (key.variant, key.accelerator, key.threads) == (variant, accelerator, threads):
             found.append(profile)
     return max(found, key=lambda profile: profile.measured_at, default=None)
 
