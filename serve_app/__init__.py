@@ -1,0 +1,1 @@
+"""The HTTP surface and its replicas on Ray Serve."""

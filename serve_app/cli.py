@@ -1,0 +1,77 @@
+"""The commands serve, keys create and demo; it knows their options and leaves the work to others."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+ConfigArgument = Annotated[
+    Path | None, typer.Argument(help="fleet.yaml; without it ./fleet.yaml, else the built-in default.")
+]
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(serve)
+    app.command()(demo)
+    keys = typer.Typer(help="API keys.", no_args_is_help=True)
+    keys.command("create")(create)
+    app.add_typer(keys, name="keys")
+
+
+def serve(
+    config: ConfigArgument = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on (http.host).")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on (http.port).", min=0, max=65535)] = None,
+) -> None:
+    """Serve the fleet over an OpenAI-compatible API until Ctrl-C or SIGTERM."""
+    from rich.console import Console
+
+    from cluster.config import FleetConfig
+    from serve_app.deploy import fleet
+
+    console = Console(stderr=True)
+    try:
+        with fleet(FleetConfig.load(config).at(host, port), console=console) as running:
+            typer.echo(usage_example(running.base_url, running.config.model.name, bool(running.config.auth.keys_file)))
+            while True:
+                time.sleep(3600)
+    except SystemExit:
+        console.print("ended")
+
+
+def usage_example(base_url: str, model: str, needs_key: bool) -> str:
+    key = "YOUR_KEY" if needs_key else "none"
+    header = f" -H 'Authorization: Bearer {key}'" if needs_key else ""
+    return f"""
+curl {base_url}/chat/completions{header} -H 'Content-Type: application/json' \\
+  -d '{{"model": "{model}", "messages": [{{"role": "user", "content": "Hello"}}], "max_tokens": 40}}'
+
+from openai import OpenAI
+client = OpenAI(base_url="{base_url}", api_key="{key}")
+messages = [{{"role": "user", "content": "Hello"}}]
+answer = client.chat.completions.create(model="{model}", messages=messages, max_tokens=40)
+print(answer.choices[0].message.content)
+
+Ctrl-C ends it."""
+
+
+def create(
+    name: Annotated[str, typer.Option(help="Whose key it is; it stands in the file beside the hash.")] = "default",
+    file: Annotated[Path, typer.Option(help="The file that auth.keys_file of fleet.yaml names.")] = Path("keys.jsonl"),
+) -> None:
+    """Create an API key: printed once, only its hash is kept."""
+    from serve_app.auth import create_key
+
+    typer.echo(create_key(file, name))
+
+
+def demo(config: ConfigArgument = None) -> None:
+    """Run the main job end to end: a fleet, requests of every SLO class, one batch job."""
+    from rich.console import Console
+
+    from serve_app.demo import load_config, run_demo
+
+    run_demo(load_config(config), Console())

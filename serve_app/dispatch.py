@@ -1,0 +1,193 @@
+"""Gets a request admitted: asks the router, submits, tries once more elsewhere, waits; it knows no HTTP and no text."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+from cluster.request import GenerationRequest, TokenDelta
+from cluster.routing import Choice, RouteQuery
+from cluster.slo import Fallback, SloLimits
+from serve_app.errors import bad_parameter, fleet_full, replica_lost, shutting_down
+from serve_app.fleet_view import FleetView
+from serve_app.replica_link import Inbox, ReplicaLost
+
+RETRY_S = 1.0
+"""A queued request asks again at least so often: a replica may have come in the meantime."""
+MAX_LOSSES = 2
+"""A request is tried once more after its replica was lost, not for ever: it may be what kills them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """The sequences of one HTTP request; they go to one replica, which computes a common prompt once."""
+
+    requests: list[GenerationRequest]
+    variant: str | None
+    """Where the client named one."""
+    slo: SloLimits
+    prompt_tokens: int
+    expected_output_tokens: int
+    """Of one sequence."""
+
+    @property
+    def ids(self) -> list[str]:
+        return [request.request_id for request in self.requests]
+
+    def query(self, exclude: frozenset[str]) -> RouteQuery:
+        return RouteQuery(
+            slo=self.slo,
+            prompt_tokens=self.prompt_tokens,
+            expected_output_tokens=self.expected_output_tokens,
+            model_variant=self.variant,
+            exclude=exclude,
+        )
+
+
+class Refused(Exception):  # noqa: N818  (an answer, not an error)
+    """The replica said no, with its reason and when to come again."""
+
+    def __init__(self, reason: str, retry_after_s: float | None) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.retry_after_s = retry_after_s or RETRY_S
+
+
+class Reply:
+    """An admitted request whose first token has come; `close` it when the client has everything, or has gone."""
+
+    def __init__(self, view: FleetView, choice: Choice, work: Work, inbox: Inbox) -> None:
+        self.choice = choice
+        self._view = view
+        self._link = view.link(choice.replica_id)
+        self._work = work
+        self._inbox = inbox
+        self._first: TokenDelta | None = None
+
+    async def wait_for_first(self) -> None:
+        """Raises ReplicaLost."""
+        self._first = await self._next()
+
+    async def deltas(self) -> AsyncIterator[tuple[int, TokenDelta]]:
+        """With the index of their sequence, until every sequence has ended; ApiError if the replica is lost."""
+        index_of = {request_id: index for index, request_id in enumerate(self._work.ids)}
+        running = set(index_of)
+        delta = self._first
+        try:
+            while running:
+                delta = delta or await self._next()
+                if delta.finish_reason is not None:
+                    running.discard(delta.request_id)
+                yield index_of[delta.request_id], delta
+                delta = None
+        except ReplicaLost as lost:
+            raise replica_lost(str(lost)) from None
+
+    def close(self) -> None:
+        self._link.abort(self._work.ids)
+        for request_id in self._work.ids:
+            self._view.router.finished(request_id)
+
+    async def _next(self) -> TokenDelta:
+        item = await self._inbox.get()
+        if isinstance(item, ReplicaLost):
+            raise item
+        if item.finish_reason in ("error", "abort"):
+            raise ReplicaLost(item.error or "the sequence was aborted there")
+        return item
+
+
+class Dispatcher:
+    """Every way of a request until its first token."""
+
+    def __init__(self, view: FleetView) -> None:
+        self.waiting = 0
+        """Requests whose first token has not come."""
+        self._view = view
+        self._draining = False
+
+    def drain(self) -> None:
+        """From now on nothing new begins."""
+        self._draining = True
+
+    async def start(self, work: Work) -> Reply:
+        """Returns with the first token, so that whatever fails before it can be tried again; ApiError otherwise."""
+        self.waiting += 1
+        try:
+            return await self._start(work)
+        finally:
+            self.waiting -= 1
+
+    async def _start(self, work: Work) -> Reply:
+        deadline_s = time.monotonic() + (work.slo.deadline_s or 0.0)
+        tried: set[str] = set()
+        losses = 0
+        while True:
+            choice = await self._choose(work, frozenset(tried), deadline_s)
+            try:
+                return await self._begin(work, choice)
+            except Refused as refused:
+                if tried:
+                    await _wait(work.slo.fallback, refused.reason, refused.retry_after_s, deadline_s)
+                    tried.clear()
+                    continue
+            except ReplicaLost as lost:
+                losses += 1
+                if losses == MAX_LOSSES:
+                    raise replica_lost(str(lost)) from None
+            tried.add(choice.replica_id)
+
+    async def _choose(self, work: Work, tried: frozenset[str], deadline_s: float) -> Choice:
+        """A replica not tried yet; where there is none, any, after a wait that the class allows."""
+        while not self._draining:
+            chosen = self._view.router.choose(work.query(tried), time.monotonic())
+            if isinstance(chosen, Choice):
+                return chosen
+            await _wait(chosen.fallback, chosen.reason, chosen.retry_after_s, deadline_s)
+            tried = frozenset()
+        raise shutting_down()
+
+    async def _begin(self, work: Work, choice: Choice) -> Reply:
+        inbox: Inbox = asyncio.Queue()
+        reply = Reply(self._view, choice, work, inbox)
+        self._count(work, choice)
+        try:
+            await self._submit(work, choice, inbox)
+            await reply.wait_for_first()
+        except BaseException:
+            reply.close()
+            raise
+        return reply
+
+    def _count(self, work: Work, choice: Choice) -> None:
+        now_s = time.monotonic()
+        for request in work.requests:
+            self._view.router.dispatched(
+                choice.replica_id,
+                request.request_id,
+                len(request.prompt_token_ids),
+                request.sampling.max_tokens,
+                now_s,
+                work.slo.tpot_ms,
+            )
+
+    async def _submit(self, work: Work, choice: Choice, inbox: Inbox) -> None:
+        try:
+            answer = await self._view.link(choice.replica_id).submit(work.requests, inbox)
+        except ReplicaLost as lost:
+            self._view.forget(choice.replica_id, str(lost))
+            raise
+        if answer.invalid is not None:
+            raise bad_parameter(None, answer.invalid)
+        if not answer.verdict.admitted:
+            raise Refused(answer.verdict.reason, answer.verdict.retry_after_s)
+
+
+async def _wait(fallback: Fallback, reason: str, retry_after_s: float, deadline_s: float) -> None:
+    """Until it is worth asking again; ApiError where the class does not wait, or has waited long enough."""
+    left_s = deadline_s - time.monotonic()
+    if fallback != "queue" or left_s <= 0:
+        raise fleet_full(reason, retry_after_s)
+    await asyncio.sleep(min(retry_after_s, left_s, RETRY_S))

@@ -1,0 +1,181 @@
+"""From a checked body to a response, for both endpoints: prompt, route, answer; it knows no HTTP request and no key."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from typing import Any
+from uuid import uuid4
+
+import msgspec
+from starlette.responses import Response
+
+from cluster.config import FleetConfig
+from cluster.errors import UserError
+from cluster.request import GenerationRequest
+from cluster.slo import Attainment, SloLimits, Tally
+from engine.text import TextCodec
+from serve_app.answer import Answer
+from serve_app.dispatch import Dispatcher, Work
+from serve_app.errors import bad_parameter, unknown_model
+from serve_app.formats import ChatFormat, CompletionFormat, Format, Head
+from serve_app.output import Output
+from serve_app.prompts import (
+    DEFAULT_CHAT_TOKENS,
+    DEFAULT_COMPLETION_TOKENS,
+    Limits,
+    Prompt,
+    chat_prompt,
+    check_tokens,
+    completion_prompts,
+    engine_requests,
+    max_tokens,
+)
+from serve_app.protocol import ChatBody, CompletionBody, GenerationBody
+from serve_app.streaming import EventStream, events
+
+TYPICAL_OUTPUT_TOKENS = 256
+"""What is expected of a request that sets no bound (WildChat's mean answer has some 250 tokens)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wish:
+    """What a request asks of the router, known before its prompt is."""
+
+    variant: str | None
+    slo: SloLimits
+    arrived_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """A body with its prompts in tokens."""
+
+    body: GenerationBody
+    wish: Wish
+    prompts: Sequence[Prompt]
+    requests: list[GenerationRequest]
+    bounded: bool
+    """Whether the client bounds the answer, or the default does."""
+
+    @property
+    def prompt_tokens(self) -> int:
+        return sum(len(prompt.token_ids) for prompt in self.prompts)
+
+    def work(self) -> Work:
+        bound = self.requests[0].sampling.max_tokens
+        return Work(
+            requests=self.requests,
+            variant=self.wish.variant,
+            slo=self.wish.slo,
+            prompt_tokens=self.prompt_tokens,
+            expected_output_tokens=bound if self.bounded else min(bound, TYPICAL_OUTPUT_TOKENS),
+        )
+
+
+class Gateway:
+    """Every method takes `ends`: closed by the caller when the request is through, or handed on to its stream."""
+
+    def __init__(self, config: FleetConfig, codec: TextCodec, limits: Limits, dispatcher: Dispatcher) -> None:
+        self.attainment = Attainment()
+        self._config = config
+        self._variants = config.variants
+        self._codec = codec
+        self._limits = limits
+        self._dispatcher = dispatcher
+
+    @property
+    def model_names(self) -> list[str]:
+        """The bare name asks the router; the others name a variant."""
+        name = self._config.model.name
+        return [name, *(f"{name}:{variant}" for variant in self._variants)]
+
+    def slo_report(self) -> dict[str, Any]:
+        """Every class with its limits and how often it was kept, for GET /v1/fleet."""
+        tallies = self.attainment.by_class
+        report = {}
+        for name, limits in self._config.slo_classes.items():
+            tally = tallies.get(name, Tally())
+            counts = {"offered": tally.offered, "met": tally.met, "attainment": round(tally.attainment, 4)}
+            report[name] = asdict(limits) | counts
+        return report
+
+    async def chat(self, body: ChatBody, slo_header: str | None, ends: ExitStack) -> Response:
+        wish = self._wish(body, slo_header)
+        prompt = await chat_prompt(body, self._codec, self._limits)
+        asked = self._ask(body, wish, [prompt], DEFAULT_CHAT_TOKENS, body.num_logprobs)
+        answer = await self._begin(asked, ends)
+        shape = ChatFormat(self._head("chatcmpl", body, answer), self._codec, with_logprobs=bool(body.logprobs))
+        return await self._respond(asked, answer, shape, ends)
+
+    async def complete(self, body: CompletionBody, slo_header: str | None, ends: ExitStack) -> Response:
+        wish = self._wish(body, slo_header)
+        prompts = await completion_prompts(body, self._codec, self._limits)
+        asked = self._ask(body, wish, prompts, DEFAULT_COMPLETION_TOKENS, body.logprobs)
+        answer = await self._begin(asked, ends)
+        shape = CompletionFormat(
+            self._head("cmpl", body, answer),
+            self._codec,
+            [prompt for prompt in prompts for _ in range(body.n)],
+            echo=bool(body.echo),
+            with_logprobs=body.logprobs is not None,
+        )
+        return await self._respond(asked, answer, shape, ends)
+
+    def _wish(self, body: GenerationBody, slo_header: str | None) -> Wish:
+        """Of the SLO the body's word counts before the header's."""
+        wish: Any = slo_header if body.slo is None else body.slo
+        try:
+            slo = self._config.slo.resolve(wish)
+        except UserError as error:
+            raise bad_parameter("slo", str(error)) from None
+        return Wish(variant=self._variant(body.model), slo=slo, arrived_s=time.monotonic())
+
+    def _variant(self, model: str) -> str | None:
+        name, colon, variant = model.partition(":")
+        if name != self._config.model.name or (colon and variant not in self._variants):
+            raise unknown_model(model, self.model_names)
+        return variant or None
+
+    def _ask(
+        self, body: GenerationBody, wish: Wish, prompts: Sequence[Prompt], default: int, logprobs: int | None
+    ) -> Asked:
+        tokens = max_tokens(body.wanted_tokens, default, prompts, self._limits)
+        check_tokens(body, tokens, self._limits)
+        requests = engine_requests(body, prompts, tokens, logprobs)
+        return Asked(body=body, wish=wish, prompts=prompts, requests=requests, bounded=body.wanted_tokens is not None)
+
+    async def _begin(self, asked: Asked, ends: ExitStack) -> Answer:
+        self.attainment.offered(asked.wish.slo)
+        reply = await self._dispatcher.start(asked.work())
+        ends.callback(reply.close)
+        return Answer(
+            reply,
+            [Output(self._codec, request.sampling, index) for index, request in enumerate(asked.requests)],
+            prompt_tokens=asked.prompt_tokens,
+            num_choices=asked.body.n,
+            arrived_s=asked.wish.arrived_s,
+        )
+
+    async def _respond(self, asked: Asked, answer: Answer, shape: Format, ends: ExitStack) -> Response:
+        ends.callback(self._account, asked, answer)
+        if asked.body.stream:
+            stream = events(answer, shape, include_usage=asked.body.includes_usage)
+            return EventStream(stream, answer.headers, ends.pop_all())
+        pieces = await answer.whole()
+        content = msgspec.json.encode(shape.whole(pieces, answer.usage()))
+        return Response(content, media_type="application/json", headers=answer.headers)
+
+    def _account(self, asked: Asked, answer: Answer) -> None:
+        if answer.is_complete:
+            self.attainment.served(asked.wish.slo, answer.outcome(self._variants[answer.variant].quality))
+
+    def _head(self, kind: str, body: GenerationBody, answer: Answer) -> Head:
+        return Head(
+            id=f"{kind}-{uuid4().hex}",
+            created=int(time.time()),
+            model=f"{self._config.model.name}:{answer.variant}",
+            usage_in_chunks=body.includes_usage,
+        )

@@ -1,0 +1,198 @@
+"""The ingress deployment: OpenAI's surface over HTTP, keys and limits; it knows no tensors and no answer's shape."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse
+from ray import serve
+from ray.serve.handle import DeploymentHandle
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from cluster.config import FleetConfig
+from cluster.routing import SloRouter
+from engine.text import TextCodec
+from serve_app.auth import ConcurrencyLimit, KeyFileGuard, NoGuard
+from serve_app.blueprint import Blueprint
+from serve_app.dispatch import Dispatcher
+from serve_app.errors import ApiError, shutting_down, unknown_model
+from serve_app.fleet_view import POLL_PERIOD_S, FleetView
+from serve_app.gateway import Gateway
+from serve_app.http_body import read_body
+from serve_app.prompts import Limits
+from serve_app.protocol import Body, ChatBody, CompletionBody, parse
+
+log = logging.getLogger("ray.serve")
+
+NUM_INGRESSES = 1
+"""The router scales its own dispatches by it."""
+
+Answerer = Callable[[Any, str | None, ExitStack], Awaitable[Response]]
+
+
+class Surface:
+    """The routes, over whatever answers them."""
+
+    def __init__(self, config: FleetConfig, gateway: Gateway, view: FleetView, dispatcher: Dispatcher) -> None:
+        self._config = config
+        self._gateway = gateway
+        self._view = view
+        self._dispatcher = dispatcher
+        keys_file = config.auth.keys_file
+        self._guard = KeyFileGuard(Path(keys_file)) if keys_file else NoGuard()
+        self._limit = ConcurrencyLimit(config.auth.max_concurrent_requests)
+        self._created = 0
+        self.draining = False
+
+    @property
+    def in_flight(self) -> int:
+        return self._limit.in_flight
+
+    def api(self) -> FastAPI:
+        api = FastAPI(title="quantfleet", docs_url="/docs", redoc_url=None)
+        api.add_exception_handler(ApiError, _api_error)
+        api.add_exception_handler(HTTPException, _http_error)
+        api.add_exception_handler(Exception, _bug)
+        for path, answer, body in (
+            ("/v1/chat/completions", self.chat, ChatBody),
+            ("/v1/completions", self.complete, CompletionBody),
+        ):
+            schema = {"content": {"application/json": {"schema": body.model_json_schema()}}, "required": True}
+            api.post(path, openapi_extra={"requestBody": schema}, response_model=None)(answer)
+        for path, read in (
+            ("/v1/models", self.models),
+            ("/v1/models/{name}", self.model),
+            ("/v1/fleet", self.fleet),
+            ("/healthz", self.health),
+            ("/health", self.health),
+        ):
+            api.get(path, response_model=None)(read)
+        return api
+
+    async def chat(self, request: Request) -> Response:
+        """OpenAI's chat completions."""
+        return await self._answer(request, ChatBody, self._gateway.chat)
+
+    async def complete(self, request: Request) -> Response:
+        """OpenAI's completions."""
+        return await self._answer(request, CompletionBody, self._gateway.complete)
+
+    async def models(self, request: Request) -> Response:
+        """The bare name, which asks the router, and each variant."""
+        self._caller(request)
+        return JSONResponse({"object": "list", "data": [self._model(name) for name in self._gateway.model_names]})
+
+    async def model(self, request: Request, name: str) -> Response:
+        """One model."""
+        self._caller(request)
+        if name not in self._gateway.model_names:
+            raise unknown_model(name, self._gateway.model_names)
+        return JSONResponse(self._model(name))
+
+    async def fleet(self, request: Request) -> Response:
+        """Variants, their replicas' loads, SLO classes and how often they were kept."""
+        self._caller(request)
+        return JSONResponse(
+            {
+                "model": self._config.model.name,
+                "in_flight": self.in_flight,
+                "queued": self._dispatcher.waiting,
+                "variants": [
+                    {
+                        "name": name,
+                        "method": variant.method,
+                        "quality": variant.quality,
+                        "replicas": self._view.describe(name),
+                    }
+                    for name, variant in self._config.variants.items()
+                ],
+                "slo_classes": self._gateway.slo_report(),
+            }
+        )
+
+    async def health(self) -> Response:
+        """200 when every variant that should serve does."""
+        needed = [name for name in self._config.variants if self._config.replicas(name).min >= 1]
+        missing = [name for name in needed if not self._view.loads(name)]
+        if self.draining or missing:
+            status = "draining" if self.draining else "starting"
+            return JSONResponse({"status": status, "missing": missing}, status_code=503)
+        return JSONResponse({"status": "ok"})
+
+    def _model(self, name: str) -> dict[str, Any]:
+        return {"id": name, "object": "model", "created": 0, "owned_by": "quantfleet"}
+
+    def _caller(self, request: Request) -> str:
+        return self._guard.caller(request.headers.get("authorization"))
+
+    async def _answer(self, request: Request, kind: type[Body], answer: Answerer) -> Response:
+        caller = self._caller(request)
+        if self.draining:
+            raise shutting_down()
+        with ExitStack() as ends:
+            ends.enter_context(self._limit.held(caller))
+            body = parse(kind, await read_body(request, self._config.http.max_body_bytes))
+            return await answer(body, request.headers.get("x-slo-class"), ends)
+
+
+class Ingress:
+    """Serve's side of it. A call names no replica here: whatever is asked of one ingress is broadcast to all."""
+
+    async def __init__(self, blueprint: Blueprint, handles: Mapping[str, DeploymentHandle]) -> None:
+        router = SloRouter(
+            blueprint.cost_models(), blueprint.limits, load_period_s=POLL_PERIOD_S, num_ingresses=NUM_INGRESSES
+        )
+        self._view = FleetView(handles, router, ingress_id=uuid4().hex)
+        self._dispatcher = Dispatcher(self._view)
+        config = blueprint.config
+        limits = Limits(
+            context_tokens=blueprint.context_tokens,
+            max_prompt_tokens=config.http.max_prompt_tokens or blueprint.context_tokens,
+            vocab_size=blueprint.shape.vocab,
+        )
+        gateway = Gateway(config, TextCodec(blueprint.checkpoint), limits, self._dispatcher)
+        self._surface = Surface(config, gateway, self._view, self._dispatcher)
+        self._view.start()
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        return self._surface.api()
+
+    async def drain(self) -> None:
+        """Nothing new is taken; what runs goes on."""
+        self._surface.draining = True
+        self._dispatcher.drain()
+
+    async def in_flight(self) -> int:
+        return self._surface.in_flight
+
+    async def end_all(self) -> None:
+        """Whatever still runs is told so and ends."""
+        self._view.fail_all("the fleet is shutting down")
+
+
+def ingress_class() -> type:
+    """Ingress as Serve wants it."""
+    return serve.ingress()(Ingress)
+
+
+async def _api_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, ApiError)
+    return error.response()
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    message = f"{request.method} {request.url.path}: {error.detail}"
+    return ApiError(error.status_code, message, headers=error.headers).response()
+
+
+async def _bug(request: Request, error: Exception) -> Response:
+    log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+    return ApiError(500, "Internal error; the log says more", kind="server_error", code="internal_error").response()

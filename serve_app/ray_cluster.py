@@ -1,0 +1,117 @@
+"""Ray for a fleet: joined where RAY_ADDRESS says so, else started in a process of its own; it deploys nothing."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+from cluster.cpu_host import usable_cores
+from serve_app.ray_settings import driver_environment, fleet_environment
+
+MIN_LOGICAL_CPUS = 4
+"""Serve's and our own actors ask for none; a Ray Data job beside the fleet needs some for its stages."""
+END_TIMEOUT_S = 8.0
+
+
+@contextmanager
+def joined_ray() -> Iterator[None]:
+    """This process is a driver of Ray inside. A Ray that was started here ends with it, the other stays."""
+    if "RAY_ADDRESS" in os.environ:
+        with _joined(os.environ["RAY_ADDRESS"]):
+            yield
+        return
+    temp_dir = Path(tempfile.mkdtemp(prefix="qf-", dir="/tmp"))  # short: unix sockets lie below, 107 bytes at most
+    settings = fleet_environment(temp_dir, usable_cores())
+    with ExitStack() as stack:
+        stack.callback(shutil.rmtree, temp_dir, ignore_errors=True)
+        stack.enter_context(_environment(settings | driver_environment()))
+        head = stack.enter_context(_head(temp_dir, settings))
+        importlib.import_module("ray.serve")  # two seconds, which Ray's start takes anyway
+        stack.enter_context(_joined(_address(head, temp_dir)))
+        yield
+
+
+@contextmanager
+def _head(temp_dir: Path, settings: Mapping[str, str]) -> Iterator[subprocess.Popen[str]]:
+    """Its stdin closes when this process ends, whatever ends it."""
+    num_cpus = max(MIN_LOGICAL_CPUS, usable_cores())
+    with _log(temp_dir).open("w") as log:
+        head = subprocess.Popen(
+            [sys.executable, "-m", "serve_app.ray_head", str(temp_dir), str(num_cpus)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            env=os.environ | settings,
+            start_new_session=True,
+            text=True,
+        )
+    try:
+        yield head
+    finally:
+        assert head.stdin is not None
+        with suppress(OSError):
+            head.stdin.close()
+        try:
+            head.wait(END_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            head.kill()  # the kernel then ends Ray's daemons, which asked for it
+            head.wait()
+
+
+def _address(head: subprocess.Popen[str], temp_dir: Path) -> str:
+    assert head.stdout is not None
+    address = head.stdout.readline().strip()
+    if not address:
+        lines = _log(temp_dir).read_text(errors="replace").strip().splitlines()
+        raise RuntimeError(f"Ray did not start: {lines[-1] if lines else 'it said nothing'}")
+    return address
+
+
+def _log(temp_dir: Path) -> Path:
+    return temp_dir / "head.log"
+
+
+@contextmanager
+def _joined(address: str) -> Iterator[None]:
+    import ray
+
+    with _keeping_signal_handlers():
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def _keeping_signal_handlers() -> Iterator[None]:
+    """ray.init sets its own, which end the process without a drain."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    if threading.current_thread() is threading.main_thread():
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _environment(settings: Mapping[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in settings}
+    os.environ.update(settings)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
