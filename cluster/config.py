@@ -229,7 +229,8 @@ def register_quality(path: str | Path | None, variant: str, quality: float) -> P
     file = Path(path) if path is not None else DEFAULT_PATH
     text = file.read_text(encoding="utf-8") if file.exists() else BUILT_IN.read_text(encoding="utf-8")
     if file.exists() and "variants" not in read_yaml(file):
-        text = f"{text.rstrip()}\n\n{yaml.safe_dump({'variants': read_yaml(BUILT_IN)['variants']}, sort_keys=False)}"
+        variants = _built_in_for(read_yaml(file))["variants"]
+        text = f"{text.rstrip()}\n\n{yaml.safe_dump({'variants': variants}, sort_keys=False)}"
     known = FleetConfig.of(yaml.safe_load(text), file.name).variants
     if variant not in known:
         raise UserError(f"{file.name}: variants.{variant}: no such variant; {did_you_mean(variant, known)}")
@@ -237,8 +238,18 @@ def register_quality(path: str | Path | None, variant: str, quality: float) -> P
     return file
 
 
-def _with_defaults(data: Mapping[str, Any]) -> dict[str, Any]:
+def _built_in_for(data: Mapping[str, Any]) -> dict[str, Any]:
+    """The built-in file; its qualities are the embedded model's: those of another model have yet to be measured."""
     built_in = read_yaml(BUILT_IN)
+    model = data.get("model")
+    if not isinstance(model, dict) or model.get("source") != built_in["model"]["source"]:
+        for section in built_in["variants"].values():
+            section.pop("quality", None)
+    return built_in
+
+
+def _with_defaults(data: Mapping[str, Any]) -> dict[str, Any]:
+    built_in = _built_in_for(data)
     merged = {key: data.get(key, built_in[key]) for key in ("variants", "slo_classes")}
     classes = merged["slo_classes"]
     if "default_class" not in data and isinstance(classes, dict) and classes:

@@ -29,6 +29,7 @@ EXAMPLES = {
     "token_budget": "a number of tokens, for example 512",
     "port": "a port, for example 8000",
     "method": "for example int8",
+    "model": "a section, at least {source: embedded:smollm2-135m}",
     "source": "embedded:smollm2-135m, a Hugging Face id or a folder",
 }
 """What to give instead, by the end of the key."""
@@ -125,7 +126,7 @@ def _place(loc: Sequence[int | str], data: Any) -> tuple[str, ...]:
     """pydantic's location without the names of union members that it puts after the key."""
     place: list[str] = []
     for step in loc:
-        if place and not isinstance(data, dict):
+        if step == "[key]" or (place and not isinstance(data, dict)):
             break
         place.append(str(step))
         data = data.get(step) if isinstance(data, dict) else None
@@ -142,6 +143,10 @@ def _words(model: type[BaseModel], place: tuple[str, ...], error: ErrorDetails) 
             return f"unknown key; {did_you_mean(key, _known_keys(model, place[:-1]))}"
         case "missing":
             return f"missing; give {_example(key)}"
+        case "string_pattern_mismatch":
+            return f"{value!r} may hold letters, digits, '.', '_' and '-' only"
+        case "too_short":
+            return "empty; give at least one"
         case "literal_error":
             return f"{value!r} is not one of {context['expected']}"
         case "greater_than" | "greater_than_equal" | "less_than" | "less_than_equal":
@@ -149,7 +154,7 @@ def _words(model: type[BaseModel], place: tuple[str, ...], error: ErrorDetails) 
             bound = next(iter(context.values()))
             return f"{value!r} is not {sign} {bound:g}; give {_example(key)}"
     expected = EXPECTED.get(kind.split("_")[0])
-    if expected is None or kind.endswith(("too_short", "mismatch")):
+    if expected is None or kind == "string_too_short":
         return f"{value!r}: {error['msg'][0].lower()}{error['msg'][1:]}"
     return f"{value!r} is not {expected}; give {_example(key)}"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.accelerators import Accelerator, accelerator_named
@@ -51,6 +51,7 @@ def test_what_bounds_a_step(llama_8b: ModelShape, h100: Accelerator) -> None:
     assert model.explain(StepShape(decode_sequences=0, kv_tokens=0, prefill_tokens=2048)).bound == "arithmetic"
 
 
+@settings(deadline=None, max_examples=50)
 @given(
     method=st.sampled_from(METHODS),
     batch=st.integers(1, 300),
@@ -70,6 +71,7 @@ def test_more_work_never_takes_less_time(method: Method, batch: int, context: in
     assert step_s(batch, context, prefill + more) >= base
 
 
+@settings(deadline=None, max_examples=50)
 @given(share=st.floats(0.05, 1.0), batch=st.integers(1, 64))
 def test_half_the_share_takes_twice_as_long_but_for_t0(share: float, batch: int) -> None:
     shape, l4 = shape_of("embedded:smollm2-135m"), accelerator_named("L4")
@@ -80,6 +82,7 @@ def test_half_the_share_takes_twice_as_long_but_for_t0(share: float, batch: int)
     assert part.t0_s == whole.t0_s
 
 
+@settings(deadline=None, max_examples=50)
 @given(capacity=st.integers(16, 200_000), context=st.integers(1, 4096), tpot_ms=st.none() | st.floats(1, 500))
 def test_the_best_batch_fits_keeps_tpot_and_is_the_smallest_near_the_best(
     capacity: int, context: int, tpot_ms: float | None

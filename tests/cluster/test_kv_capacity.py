@@ -6,7 +6,7 @@ from dataclasses import replace
 from fractions import Fraction
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from cluster.accelerators import Accelerator, accelerator_named
@@ -38,6 +38,7 @@ def test_the_figure_is_the_formula(smollm: ModelShape, host: Accelerator) -> Non
     assert str(capacity.tokens) in capacity.arithmetic()
 
 
+@settings(deadline=None, max_examples=50)
 @given(
     gib=st.floats(3, 100),
     block_size=st.sampled_from([8, 16, 32, 64, 128]),

@@ -79,7 +79,7 @@ def test_no_point_is_refused() -> None:
         fit([])
 
 
-@settings(max_examples=30)
+@settings(deadline=None, max_examples=50)
 @given(
     st.lists(st.lists(st.just(0.0) | st.floats(0.01, 10), min_size=3, max_size=3), min_size=4, max_size=8),
     st.integers(0, 99),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.model_shape import ModelShape
@@ -53,6 +53,7 @@ def test_arithmetic_by_method() -> None:
     assert methods == {"bf16": "bf16", "int8": "int8", "nf4": "bf16", "gptq-int4": "bf16"}
 
 
+@settings(deadline=None, max_examples=50)
 @given(rows=st.integers(1, 500), columns=st.integers(1, 500))
 def test_packed_bytes_never_fall_below_the_bits(rows: int, columns: int) -> None:
     for packed in (*DENSE.values(), *FORMATS.values()):
