@@ -8,6 +8,8 @@ import gguf
 import numpy as np
 import pytest
 
+from engine.checkpoint import ensure_checkpoint
+
 
 @pytest.fixture(scope="session")
 def tiny_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -61,3 +63,40 @@ def tiny_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """The embedded model's folder."""
+    return ensure_checkpoint("embedded:smollm2-135m")
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Models of random weights, one of each family and rope type, saved by transformers; none has a tokenizer."""
+    import torch
+    import transformers
+
+    sizes = {"hidden_size": 64, "intermediate_size": 192, "num_hidden_layers": 2, "vocab_size": 250}
+    sizes |= {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512}
+    llama3 = {"rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0}
+    llama3 |= {"high_freq_factor": 4.0, "original_max_position_embeddings": 64}
+    linear = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0}
+    made = {
+        "llama": transformers.LlamaConfig(**sizes, tie_word_embeddings=True),
+        "llama3": transformers.LlamaConfig(**sizes, rope_parameters=llama3),
+        "llama-linear": transformers.LlamaConfig(**{**sizes, "num_key_value_heads": 1}, rope_parameters=linear),
+        "mistral": transformers.MistralConfig(**sizes, sliding_window=None),
+        "qwen2": transformers.Qwen2Config(**sizes, tie_word_embeddings=True),
+        "qwen3": transformers.Qwen3Config(**sizes, head_dim=32, rms_norm_eps=1e-5),
+    }
+    folders = {}
+    for name, config in made.items():
+        torch.manual_seed(0)
+        model = transformers.AutoModelForCausalLM.from_config(config)
+        with torch.no_grad():
+            for parameter in model.parameters():  # norms of 1 and biases of 0 would hide a mix-up
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+        folders[name] = tmp_path_factory.mktemp("models") / name
+        model.save_pretrained(folders[name], max_shard_size="100KB" if name == "qwen3" else "1GB")
+    return folders

@@ -38,7 +38,7 @@ def test_an_incomplete_folder_is_refused(files: list[str], said: str, tmp_path: 
 
 def test_a_file_that_is_no_model_is_refused(tmp_path: Path) -> None:
     (tmp_path / "weights.bin").touch()
-    with pytest.raises(UserError, match="neither a folder nor a .gguf file"):
+    with pytest.raises(UserError, match=r"neither a folder nor a \.gguf file"):
         ensure_checkpoint(str(tmp_path / "weights.bin"))
 
 

@@ -1,0 +1,144 @@
+"""A decoder's weights in one variant's format, from a checkpoint's tensors; it knows the names, not the arithmetic."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from cluster.model_shape import ModelShape
+from cluster.variants import Method, Variant
+from engine.linear import FLOAT_DTYPES, Linear, Packed, linear_of, on_device, pack
+from engine.packed_cache import PackedCache
+from engine.weights import CheckpointTensors
+
+
+class Embedding(Protocol):
+    """Token vectors by id."""
+
+    def rows(self, ids: Tensor) -> Tensor:
+        """[T] -> [T, hidden] fp32"""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmbeddingTable:
+    """An embedding apart from the head: plain rows, of which a step reads a few."""
+
+    table: Tensor
+
+    def rows(self, ids: Tensor) -> Tensor:
+        return self.table[ids].float()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerWeights:
+    """One decoder block; norms and biases in fp32."""
+
+    input_norm: Tensor
+    qkv: Linear
+    q_norm: Tensor | None
+    k_norm: Tensor | None
+    o: Linear
+    post_attention_norm: Tensor
+    gate_up: Linear
+    down: Linear
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecoderWeights:
+    """All of them; `nbytes` counts what is resident, a tied embedding once."""
+
+    embedding: Embedding
+    layers: list[LayerWeights]
+    final_norm: Tensor
+    head: Linear
+    nbytes: int
+
+
+def load_decoder_weights(folder: Path, shape: ModelShape, variant: Variant, device: str = "cpu") -> DecoderWeights:
+    """Reads, quantises and packs block by block, so that the originals are never in memory all at once."""
+    with CheckpointTensors(folder) as tensors, torch.inference_mode():
+        return _Loader(tensors, shape, variant, PackedCache(folder, _label(variant)), device).load()
+
+
+def _label(variant: Variant) -> str:
+    return f"{variant.method}-{variant.dtype}-head-{variant.head}"
+
+
+class _Loader:
+    """Walks the model's tensors once, counting the bytes it keeps."""
+
+    def __init__(
+        self, tensors: CheckpointTensors, shape: ModelShape, variant: Variant, cache: PackedCache, device: str
+    ) -> None:
+        self.tensors, self.shape, self.variant, self.cache, self.device = tensors, shape, variant, cache, device
+        self.nbytes = 0
+
+    def load(self) -> DecoderWeights:
+        layers = [self._layer(f"model.layers.{index}") for index in range(self.shape.layers)]
+        final_norm = self._vector("model.norm.weight", self.shape.hidden)
+        head = self._head()
+        embedding: Embedding = head if self.shape.tied_embeddings else self._embedding()
+        self.cache.save()
+        return DecoderWeights(embedding=embedding, layers=layers, final_norm=final_norm, head=head, nbytes=self.nbytes)
+
+    def _layer(self, prefix: str) -> LayerWeights:
+        shape = self.shape
+        attention, mlp = f"{prefix}.self_attn", f"{prefix}.mlp"
+        qkv = {"q_proj": shape.query_width, "k_proj": shape.kv_width, "v_proj": shape.kv_width}
+        return LayerWeights(
+            input_norm=self._vector(f"{prefix}.input_layernorm.weight", shape.hidden),
+            qkv=self._linear(attention, qkv, shape.hidden, biased=shape.qkv_bias),
+            q_norm=self._vector(f"{attention}.q_norm.weight", shape.head_dim) if shape.qk_norm else None,
+            k_norm=self._vector(f"{attention}.k_norm.weight", shape.head_dim) if shape.qk_norm else None,
+            o=self._linear(attention, {"o_proj": shape.hidden}, shape.query_width),
+            post_attention_norm=self._vector(f"{prefix}.post_attention_layernorm.weight", shape.hidden),
+            gate_up=self._linear(mlp, {"gate_proj": shape.ffn, "up_proj": shape.ffn}, shape.hidden),
+            down=self._linear(mlp, {"down_proj": shape.hidden}, shape.ffn),
+        )
+
+    def _linear(self, prefix: str, parts: dict[str, int], columns: int, biased: bool = False) -> Linear:
+        """Parts that read the same input become one product, their rows one below the other."""
+        names = {f"{prefix}.{part}": rows for part, rows in parts.items()}
+        bias = torch.cat([self._vector(f"{name}.bias", rows) for name, rows in names.items()]) if biased else None
+        packed = self._packed("+".join(names), self.variant.method, lambda: self._rows(names, columns))
+        return linear_of(packed, bias, self.variant)
+
+    def _head(self) -> Linear:
+        name = "model.embed_tokens" if self.shape.tied_embeddings else "lm_head"
+        method: Method = "int8" if self.variant.head == "int8" else "none"
+        rows = {name: self.shape.vocab}
+        return linear_of(self._packed(name, method, lambda: self._rows(rows, self.shape.hidden)), None, self.variant)
+
+    def _embedding(self) -> EmbeddingTable:
+        table = self._read("model.embed_tokens.weight", self.shape.vocab, self.shape.hidden)
+        table = table.to(FLOAT_DTYPES[self.variant.dtype])
+        self.nbytes += table.nbytes
+        return EmbeddingTable(table=table)
+
+    def _packed(self, name: str, method: Method, rows: Callable[[], Tensor]) -> Packed:
+        """From the cache of packed weights where quantising made them; plain ones are packed as fast as they are read."""
+        packed = None if method == "none" else self.cache.get(name)
+        if packed is None:
+            packed = pack(rows(), method, self.variant.dtype)
+            if method != "none":
+                self.cache.put(name, packed)
+        self.nbytes += packed.nbytes
+        return on_device(packed, self.device)
+
+    def _rows(self, names: dict[str, int], columns: int) -> Tensor:
+        parts = [self._read(f"{name}.weight", rows, columns) for name, rows in names.items()]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _vector(self, name: str, size: int) -> Tensor:
+        vector = self._read(name, size).float()
+        self.nbytes += vector.nbytes
+        return vector
+
+    def _read(self, name: str, *shape: int) -> Tensor:
+        return self.tensors.read(name, *shape).to(self.device)

@@ -1,0 +1,117 @@
+"""y = x W^T (+ bias): one class per weight format, all with the same forward; it knows no layer and no checkpoint."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from cluster.errors import UserError
+from cluster.variants import SUPPORTED_METHODS, Method, Variant
+from kernels.dense_matmul import PackedDense, dense_matmul, gather_rows, pack_dense
+from kernels.int8_matmul import PackedInt8, int8_matmul, pack_int8, quantize_int8
+from kernels.nf4_matmul import PackedNf4, nf4_matmul, pack_nf4, quantize_nf4
+from kernels.packing import LANES
+
+Packed = PackedDense | PackedInt8 | PackedNf4
+FLOAT_DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+NF4_BLOCK = 64
+
+
+class Linear(Protocol):
+    """A packed weight of [N, K], perhaps with a bias."""
+
+    @property
+    def nbytes(self) -> int: ...
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[M, K] fp32 -> [M, N] fp32; a row of the result depends on that row of x alone."""
+        ...
+
+
+class DenseLinear:
+    """Weights as they are, bf16 or fp32; sums in fp32."""
+
+    __slots__ = ("bias", "packed")
+
+    def __init__(self, packed: PackedDense, bias: Tensor | None = None) -> None:
+        self.packed, self.bias = packed, bias
+
+    @property
+    def nbytes(self) -> int:
+        return self.packed.nbytes
+
+    def forward(self, x: Tensor) -> Tensor:
+        return dense_matmul(x, self.packed, self.bias)
+
+    def rows(self, ids: Tensor) -> Tensor:
+        """Rows of the weight as fp32: a tied head is the embedding too, held once."""
+        return gather_rows(ids, self.packed)
+
+
+class Int8Linear:
+    """LLM.int8(): int8 weights by row, int8 activations by row, outliers beyond the threshold apart in fp32."""
+
+    __slots__ = ("bias", "outlier_threshold", "packed")
+
+    def __init__(self, packed: PackedInt8, bias: Tensor | None, outlier_threshold: float | None) -> None:
+        self.packed, self.bias, self.outlier_threshold = packed, bias, outlier_threshold
+
+    @property
+    def nbytes(self) -> int:
+        return self.packed.nbytes
+
+    def forward(self, x: Tensor) -> Tensor:
+        return int8_matmul(x, self.packed, self.bias, self.outlier_threshold)
+
+    def rows(self, ids: Tensor) -> Tensor:
+        """Rows of the weight as fp32, as DenseLinear has it."""
+        panels = self.packed.panels[ids // LANES]
+        lanes = (ids % LANES).view(-1, 1, 1, 1).expand(-1, panels.shape[1], 1, panels.shape[3])
+        rows = panels.gather(2, lanes).reshape(len(ids), -1)[:, : self.packed.in_features]
+        return rows.float() * self.packed.scale[ids, None]
+
+
+class Nf4Linear:
+    """4-bit NormalFloat weights in blocks of 64 with an fp32 absmax each; activations and sums in fp32."""
+
+    __slots__ = ("bias", "packed")
+
+    def __init__(self, packed: PackedNf4, bias: Tensor | None = None) -> None:
+        self.packed, self.bias = packed, bias
+
+    @property
+    def nbytes(self) -> int:
+        return self.packed.nbytes
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nf4_matmul(x, self.packed, self.bias)
+
+
+def pack(weight: Tensor, method: Method, dtype: str) -> Packed:
+    """Quantises [N, K] floats and lays them out as the kernels read them."""
+    match method:
+        case "none":
+            return pack_dense(weight.to(FLOAT_DTYPES[dtype]))
+        case "int8":
+            return pack_int8(quantize_int8(weight))
+        case "nf4":
+            if weight.shape[1] % NF4_BLOCK:
+                raise UserError(f"method nf4 needs rows of a multiple of {NF4_BLOCK}, this model has {weight.shape[1]}")
+            return pack_nf4(quantize_nf4(weight, NF4_BLOCK))
+        case _:
+            raise UserError(f"method {method!r} is not run by this engine; it runs {', '.join(SUPPORTED_METHODS)}")
+
+
+def on_device(packed: Packed, device: str) -> Packed:
+    tensors = {field.name: getattr(packed, field.name) for field in fields(packed)}
+    moved = {name: value.to(device) for name, value in tensors.items() if isinstance(value, Tensor)}
+    return replace(packed, **moved)
+
+
+def linear_of(packed: Packed, bias: Tensor | None, variant: Variant) -> DenseLinear | Int8Linear | Nf4Linear:
+    if isinstance(packed, PackedInt8):
+        return Int8Linear(packed, bias, variant.outlier_threshold)
+    return Nf4Linear(packed, bias) if isinstance(packed, PackedNf4) else DenseLinear(packed, bias)

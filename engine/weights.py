@@ -1,0 +1,67 @@
+"""A checkpoint's tensors by name, from one safetensors file or many; it knows no layers and reads no pickle."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from cluster.errors import UserError
+
+FLOATS = (torch.bfloat16, torch.float16, torch.float32)
+
+
+class CheckpointTensors:
+    """Reads one tensor at a time, so that loading never holds a second copy of the model; close it to let go of the files."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._files: dict[Path, Any] = {}
+        self._path_of = self._locate()
+
+    def __enter__(self) -> CheckpointTensors:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._files.clear()
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._path_of
+
+    def read(self, name: str, *shape: int) -> Tensor:
+        """A floating-point tensor of exactly that shape, in the dtype it is stored in."""
+        if name not in self._path_of:
+            raise UserError(f"{self.folder}: tensor {name} is missing; is it a whole checkpoint of this architecture?")
+        tensor: Tensor = self._open(self._path_of[name]).get_tensor(name)
+        if tuple(tensor.shape) != shape or tensor.dtype not in FLOATS:
+            found = f"{tensor.dtype} {list(tensor.shape)}".removeprefix("torch.")
+            raise UserError(
+                f"{self.folder}: tensor {name} is {found}, config.json asks for floats {list(shape)};"
+                " give the unquantised checkpoint that belongs to this config.json"
+            )
+        return tensor
+
+    def _locate(self) -> dict[str, Path]:
+        index = self.folder / "model.safetensors.index.json"
+        if index.exists():
+            weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+            return {name: self.folder / file for name, file in weight_map.items()}
+        path = self.folder / "model.safetensors"
+        if not path.exists():
+            raise UserError(f"{self.folder}: neither model.safetensors nor model.safetensors.index.json")
+        return dict.fromkeys(self._open(path).keys(), path)
+
+    def _open(self, path: Path) -> Any:
+        if path not in self._files:
+            try:
+                self._files[path] = safe_open(path, framework="pt")
+            except (SafetensorError, OSError) as error:
+                raise UserError(f"{path}: not a whole safetensors file ({error}); fetch it again") from error
+        return self._files[path]
