@@ -11,7 +11,7 @@ from kernels.activation import silu_mul
 from kernels.kv_layout import LayerCache
 from kernels.paged_attention import paged_attention
 from kernels.rms_norm import rms_norm
-from kernels.rotary import RopeTables, rope_tables, rotary_kv_write
+from kernels.rotary import rope_tables, rotary_kv_write
 
 
 class Decoder:

@@ -8,7 +8,7 @@ from itertools import accumulate
 import numpy as np
 
 from engine.sequence import Sequence
-from kernels.sampling import LogitBias, Penalties, SamplingBatch, greedy_batch
+from kernels.sampling import LogitBias, Penalties, SamplingBatch
 
 NEVER = float("-inf")
 # numpy's int64; a seed beyond it, or a negative one, is as good as any other

@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from cluster.request import GenerationRequest
 from cluster.variants import Variant
 from engine.decoder_config import DecoderConfig
 from engine.decoder_weights import load_decoder_weights
@@ -17,7 +18,6 @@ from engine.sequence import ScheduledChunk, Sequence
 from engine.token_batch import TokenBatch
 from kernels.kv_layout import LayerCache, allocate_kv_cache
 from tests.engine.stepping import FP32, GREEDY, VARIANTS
-from cluster.request import GenerationRequest
 
 FAMILIES = ("llama", "llama3", "llama-linear", "mistral", "qwen2", "qwen3")
 
