@@ -52,8 +52,11 @@ def predict(
 ) -> Prediction:
     tpot_s, batch = _tpot(model, limits, backlog, prompt_tokens, output_tokens)
     wait_s = _wait_s(limits, backlog, prompt_tokens + output_tokens, output_tokens * tpot_s)
-    ttft_s = wait_s + backlog.step_time_ratio * _prefill_s(model, limits, backlog, prompt_tokens)
-    own_prefill_s = backlog.step_time_ratio * _own_prefill_s(model, backlog, prompt_tokens)
+    decodes_s = model.step_s(_with_prefill(backlog, 0, 0)) if backlog.decoding else 0.0
+    ttft_s = wait_s + backlog.step_time_ratio * _prefill_s(model, limits, backlog, prompt_tokens, decodes_s)
+    # What its prompt adds to the steps of the decodes; all of the steps where there is nothing else in them.
+    with_prompt_s = model.step_s(_with_prefill(backlog, prompt_tokens, 0))
+    own_prefill_s = backlog.step_time_ratio * max(0.0, with_prompt_s - decodes_s)
     return Prediction(
         ttft_s=ttft_s,
         tpot_s=tpot_s,
@@ -78,24 +81,17 @@ def _tpot(
     return backlog.step_time_ratio * step_s, batch
 
 
-def _prefill_s(model: CostModel, limits: ReplicaLimits, backlog: Backlog, prompt_tokens: int) -> float:
+def _prefill_s(
+    model: CostModel, limits: ReplicaLimits, backlog: Backlog, prompt_tokens: int, decodes_s: float
+) -> float:
     """Every prompt token before it and its own, in steps that the decodes share."""
     room = max(1, limits.token_budget - backlog.decoding)
     full_steps, rest = divmod(backlog.prefill_tokens + prompt_tokens, room)
     context = max(0, prompt_tokens - room) // 2
-    busy = backlog.decoding > 0 or backlog.prefill_tokens > 0
-    # A request comes in the middle of a step.
-    current_s = model.step_s(_with_prefill(backlog, 0, 0)) / 2 if busy else 0.0
     full_s = full_steps * model.step_s(_with_prefill(backlog, room, context)) if full_steps else 0.0
     rest_s = model.step_s(_with_prefill(backlog, rest, context)) if rest else 0.0
-    return current_s + full_s + rest_s
-
-
-def _own_prefill_s(model: CostModel, backlog: Backlog, prompt_tokens: int) -> float:
-    """What the step grows by; all of the step where there is nothing else in it."""
-    with_it = model.step_s(_with_prefill(backlog, prompt_tokens, 0))
-    without = model.step_s(_with_prefill(backlog, 0, 0)) if backlog.decoding else 0.0
-    return max(0.0, with_it - without)
+    # It comes in the middle of a step.
+    return decodes_s / 2 + full_s + rest_s
 
 
 def _wait_s(limits: ReplicaLimits, backlog: Backlog, needed_tokens: float, life_s: float) -> float:
