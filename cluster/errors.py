@@ -13,5 +13,6 @@ class UserError(ValueError):
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """What to add to an error about an unknown word: the nearest known one, or all of them."""
     names = sorted(known)
-    near = get_close_matches(word, names, n=1, cutoff=0.6)
+    begun = [name for name in names if word and name.lower().startswith(word.lower())]
+    near = begun or get_close_matches(word, names, n=1, cutoff=0.6)
     return f"did you mean {near[0]}?" if near else f"known: {', '.join(names)}"
