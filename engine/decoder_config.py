@@ -1,4 +1,4 @@
-"""What the decoder computes, read from config.json into plain values: shape, norms, rotary angles; it holds no weights."""
+"""What the decoder computes, read from config.json into plain values: shape, norms, rope; it holds no weights."""
 
 from __future__ import annotations
 

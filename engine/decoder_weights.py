@@ -122,7 +122,7 @@ class _Loader:
         return EmbeddingTable(table=table)
 
     def _packed(self, name: str, method: Method, rows: Callable[[], Tensor]) -> Packed:
-        """From the cache of packed weights where quantising made them; plain ones are packed as fast as they are read."""
+        """From the cache where quantising made them; plain ones are packed as fast as they are read."""
         packed = None if method == "none" else self.cache.get(name)
         if packed is None:
             packed = pack(rows(), method, self.variant.dtype)

@@ -17,7 +17,7 @@ FLOATS = (torch.bfloat16, torch.float16, torch.float32)
 
 
 class CheckpointTensors:
-    """Reads one tensor at a time, so that loading never holds a second copy of the model; close it to let go of the files."""
+    """Reads one tensor at a time, so that loading never holds a second copy of the model; its end lets the files go."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

@@ -46,7 +46,10 @@ def expected(reference: LlamaForCausalLM, prompts: list[list[int]]) -> list[list
     texts = []
     for prompt in prompts:
         ids = torch.tensor([prompt])
-        made = reference.generate(ids, max_new_tokens=NEW_TOKENS, do_sample=False, eos_token_id=None, pad_token_id=2)
+        # Without a mask generate takes the <|im_end|> of a chat prompt for padding, its pad_token_id being the same.
+        made = reference.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=NEW_TOKENS, do_sample=False, eos_token_id=None
+        )
         texts.append(made[0, len(prompt) :].tolist())
     return texts
 
@@ -143,7 +146,7 @@ def test_penalties_and_bias_reach_the_draw(tiny: Stepper) -> None:
     assert tiny.generate(banned, 1)[0] != first
     forced = tiny.sequence([8, 8, 8], replace(GREEDY, logit_bias={77: 1000.0}))
     assert tiny.generate(forced, 3) == [77, 77, 77]
-    penalised = tiny.sequence([8, 8, 8], replace(GREEDY, frequency_penalty=2.0, logit_bias={77: 100.0, 78: 99.0}))
+    penalised = tiny.sequence([8, 8, 8], replace(GREEDY, frequency_penalty=50.0, logit_bias={77: 100.0, 78: 80.0}))
     assert tiny.generate(penalised, 2) == [77, 78]
     tiny.release(greedy, banned, forced, penalised)
 
