@@ -93,25 +93,27 @@ class Fitted:
 
     t0_s: float
     per_token_s: float
-    """Norms, rotary embedding and sampling: proportional to the step's tokens, but bound by no peak of ours."""
+    """What every token adds below the knee too: arithmetic that does not hide behind the weights, norms, sampling."""
     weights: float
     """Times the ideal time to read the weights."""
     knee_tokens: float
+    """Beyond it the linears' time grows with the tokens, from what reading takes."""
     decode_attention: float
     prefill_attention: float
     residuals: tuple[Residual, ...]
 
     def parts(self, step: StepShape, phases: Phases) -> Parts:
         ratio = self._ratio(_place(step))
-        knee = max(1.0, phases.tokens / self.knee_tokens)
+        reading_s = self.weights * phases.weights_s
+        arithmetic_s = self.per_token_s * phases.tokens + reading_s * max(0.0, phases.tokens / self.knee_tokens - 1)
         attention_s = (
             self.decode_attention * phases.decode_attention_s + self.prefill_attention * phases.prefill_attention_s
         )
         return Parts(
-            t0_s=ratio * (self.t0_s + self.per_token_s * phases.tokens),
-            linear_s=ratio * self.weights * phases.weights_s * knee,
+            t0_s=ratio * self.t0_s,
+            linear_s=ratio * (reading_s + arithmetic_s),
             attention_s=ratio * attention_s,
-            linears_read=phases.tokens <= self.knee_tokens,
+            linears_read=reading_s >= arithmetic_s,
         )
 
     def _ratio(self, place: tuple[float, ...]) -> float:
