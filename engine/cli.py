@@ -1,0 +1,101 @@
+"""The engine's commands: `models`, `models pull`, `bench engine`; each imports what it needs when it runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def register(app: typer.Typer) -> None:
+    models = typer.Typer(help="Models that are known, and those on this machine's disk.", invoke_without_command=True)
+    models.callback()(list_models)
+    models.command("pull")(pull)
+    app.add_typer(models, name="models")
+    bench = typer.Typer(help="Measure this machine.", no_args_is_help=True)
+    bench.callback()(_bench)
+    bench.command("engine")(bench_engine)
+    app.add_typer(bench, name="bench")
+
+
+def _bench() -> None:
+    """Measure this machine."""
+
+
+def list_models(context: typer.Context) -> None:
+    """Models that are known, and those on this machine's disk."""
+    if context.invoked_subcommand is not None:
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    from cluster.models import EMBEDDED_PREFIX, KNOWN, cache_dir, on_disk
+    from engine.checkpoint import converted
+
+    table = Table(title=f"Models (cache: {cache_dir()})", title_justify="left")
+    for heading in ("source", "license", "downloaded", "ready to serve"):
+        table.add_column(heading, overflow="fold")
+    for name, model in KNOWN.items():
+        source = EMBEDDED_PREFIX + name
+        table.add_row(source, model.license, str(on_disk(source) or "no"), str(converted(source) or "no"))
+    console = Console()
+    console.print(table)
+    console.print("Also: any folder or Hugging Face id of a Llama, Mistral, Qwen2, Qwen3 or SmolLM2 model in safetensors.")
+
+
+def pull(source: Annotated[str, typer.Argument(help="embedded:NAME, a Hugging Face id (owner/name), or a folder.")]) -> None:
+    """Fetch a model and make it ready to serve."""
+    from rich.console import Console
+
+    from cluster.model_shape import ModelShape
+    from engine.checkpoint import ensure_checkpoint
+
+    console = Console()
+    with console.status(f"fetching {source}"):
+        folder = ensure_checkpoint(source)
+        shape = ModelShape.from_hf_config(folder / "config.json")
+    console.print(f"{source}: {shape.params / 1e6:.0f} M parameters, ready in {folder}")
+
+
+def bench_engine(
+    config: Annotated[Path | None, typer.Argument(help="fleet.yaml; else ./fleet.yaml, else the built-in default.")] = None,
+    threads: Annotated[list[int] | None, typer.Option(help="Threads of the engine; may be given several times.")] = None,
+    batch: Annotated[list[int] | None, typer.Option(help="Batch sizes; may be given several times.")] = None,
+    variant: Annotated[list[str] | None, typer.Option(help="Variants; all of the configuration, if not given.")] = None,
+    peers: Annotated[bool, typer.Option(help="Measure transformers' generate in the same run.")] = True,
+    plot: Annotated[Path | None, typer.Option(help="Draw tokens/s over sequence length, with and without the KV cache, as PNG.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the figures as JSON.")] = None,
+) -> None:
+    """Tokens/s of the engine per variant, next to their bound and to transformers on the same weights."""
+    import os
+
+    from rich.console import Console
+
+    from cluster.accelerators import accelerator_for
+    from cluster.config import FleetConfig
+    from cluster.errors import UserError
+    from engine.bench.report import plot_kv_cache, print_report
+    from engine.bench.run import EngineBench
+    from engine.checkpoint import ensure_checkpoint
+
+    fleet = FleetConfig.load(config)
+    unknown = set(variant or ()) - set(fleet.variants)
+    if unknown:
+        raise UserError(f"--variant {min(unknown)}: not in the configuration; it has {', '.join(fleet.variants)}")
+    batches = tuple(batch or (1, 8, 32))
+    console = Console()
+    report = EngineBench(
+        model=fleet.model.name,
+        checkpoint=ensure_checkpoint(fleet.model.source),
+        accelerator=accelerator_for(fleet.accelerator),
+        variants=tuple(v for name, v in fleet.variants.items() if not variant or name in variant),
+        threads=tuple(threads or (1, os.cpu_count() or 1)),
+        batches=batches,
+        peers=("bfloat16", "float32") if peers else (),
+    ).run(console)
+    print_report(report, batches, console)
+    if plot is not None:
+        plot_kv_cache(report.kv_cache, plot)
+    if output is not None:
+        report.write(output)
