@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,7 +64,16 @@ class DecoderWeights:
 def load_decoder_weights(folder: Path, shape: ModelShape, variant: Variant, device: str = "cpu") -> DecoderWeights:
     """Reads, quantises and packs block by block, so that the originals are never in memory all at once."""
     with CheckpointTensors(folder) as tensors, torch.inference_mode():
-        return _Loader(tensors, shape, variant, PackedCache(folder, _label(variant)), device).load()
+        weights = _Loader(tensors, shape, variant, PackedCache(folder, _label(variant)), device).load()
+    _return_freed_memory()
+    return weights
+
+
+def _return_freed_memory() -> None:
+    """glibc keeps what packing freed, 140 MB with the embedded model, until it is told not to."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "malloc_trim"):
+        libc.malloc_trim(0)
 
 
 def _label(variant: Variant) -> str:

@@ -68,9 +68,9 @@ class Int8Linear:
 
     def rows(self, ids: Tensor) -> Tensor:
         """Rows of the weight as fp32, as DenseLinear has it."""
-        panels = self.packed.panels[ids // LANES]
-        lanes = (ids % LANES).view(-1, 1, 1, 1).expand(-1, panels.shape[1], 1, panels.shape[3])
-        rows = panels.gather(2, lanes).reshape(len(ids), -1)[:, : self.packed.in_features]
+        # A lane's pair of int8 as one int16: indexing then reads the row and not the fifteen beside it.
+        pairs = self.packed.panels.view(torch.int16).squeeze(-1)
+        rows = pairs[ids // LANES, :, ids % LANES].view(torch.int8)[:, : self.packed.in_features]
         return rows.float() * self.packed.scale[ids, None]
 
 

@@ -67,6 +67,7 @@ class PackedCache:
         os.close(descriptor)
         try:
             save_file(tensors, scratch, {"key": self._key, "layouts": json.dumps(layouts)})
+            os.chmod(scratch, 0o644)  # mkstemp gives 0600, and a cache may be shared
             os.replace(scratch, self.path)
         finally:
             Path(scratch).unlink(missing_ok=True)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from cluster.engine_spec import EngineSpec
-from cluster.request import TokenLogprob
+from cluster.request import GenerationRequest, SamplingParams, TokenLogprob
 from engine.decoder_config import DecoderConfig
 from engine.decoder_weights import load_decoder_weights
 from engine.linear import FLOAT_DTYPES
@@ -56,6 +56,13 @@ class Runner:
             dtype=dtype,
             device=spec.device,
         )
+        self._warm_up()
+
+    def _warm_up(self) -> None:
+        """A first step loads every kernel's machine code, 0.5 s that no request should wait for."""
+        request = GenerationRequest(request_id="warm-up", prompt_token_ids=[0], sampling=SamplingParams())
+        sequence = Sequence(request=request, token_ids=[0], num_prompt_tokens=1, seed=0, arrival=0, block_table=[0])
+        self.run([ScheduledChunk(sequence=sequence, num_tokens=1)])
 
     def run(self, chunks: list[ScheduledChunk]) -> list[ChunkResult]:
         """Computes every chunk's K and V, and the next token of each chunk that reaches its sequence's end."""
