@@ -102,5 +102,5 @@ def test_quantised_logits_stay_near_the_exact_ones(tiny_checkpoints: dict[str, P
         errors[variant.name] = float((logits - exact).norm() / exact.norm())
     assert errors["bf16"] < 0.01
     assert errors["int8"] < 0.05
-    assert errors["nf4"] < 0.25
+    assert errors["nf4"] < 0.4
     assert errors["bf16"] < errors["int8"] < errors["nf4"]

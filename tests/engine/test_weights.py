@@ -39,11 +39,11 @@ def test_what_does_not_fit_the_config_is_one_line(tmp_path: Path) -> None:
 
 
 def test_a_damaged_or_absent_file_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="neither model.safetensors nor"):
+    with pytest.raises(UserError, match=r"neither model\.safetensors nor"):
         CheckpointTensors(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"\x08\x00\x00\x00\x00\x00\x00\x00not json")
     with pytest.raises(UserError, match="not a whole safetensors file"):
         CheckpointTensors(tmp_path)
     (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {"a": "model-2.safetensors"}}')
-    with pytest.raises(UserError, match="model-2.safetensors"), CheckpointTensors(tmp_path) as tensors:
+    with pytest.raises(UserError, match=r"model-2\.safetensors"), CheckpointTensors(tmp_path) as tensors:
         tensors.read("a", 1)
