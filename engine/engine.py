@@ -24,11 +24,15 @@ from engine.scheduler import Scheduler
 from engine.sequence import ChunkResult, ScheduledChunk, Sequence
 from engine.step_meter import StepMeter, step_shape
 from engine.text import StreamDetokenizer, TextCodec
+from engine.trial import Trial
 
 log = logging.getLogger(__name__)
 
 MAX_FAILED_STEPS = 3
 """In a row, with every chunk failing also by itself: then it is not a request that is broken."""
+
+WARM_UP = (Trial(chunk=8), Trial(decodes=1, context=8))
+"""In one block: the smallest cache there is."""
 
 
 class StepRunner(Protocol):
@@ -224,7 +228,11 @@ def build_engine(spec: EngineSpec) -> Engine:
     # torch comes with the runner; who only drives an Engine need not load it.
     from engine.runner import Runner
 
-    return Engine(spec, Runner(spec), TextCodec(spec.checkpoint), _step_predictor(spec))
+    runner = Runner(spec)
+    # What a first step would load or compile, and whatever is wrong with it, belongs to the start.
+    for trial in WARM_UP:
+        runner.run(trial.chunks(spec.block_size))
+    return Engine(spec, runner, TextCodec(spec.checkpoint), _step_predictor(spec))
 
 
 def _step_predictor(spec: EngineSpec) -> Callable[[StepShape], float] | None:
@@ -232,4 +240,5 @@ def _step_predictor(spec: EngineSpec) -> Callable[[StepShape], float] | None:
         return None
     profile = Profile.from_json(Path(spec.profile_path).read_text()) if spec.profile_path else None
     shape = ModelShape.from_hf_config(Path(spec.checkpoint) / "config.json")
-    return CostModel(shape, spec.variant, spec.accelerator, share=spec.share, profile=profile).step_s
+    model = CostModel(shape, spec.variant, spec.accelerator, share=spec.share, kv_dtype=spec.kv_dtype, profile=profile)
+    return model.step_s

@@ -75,7 +75,7 @@ class EngineProcess:
                 pass_fds=[childs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=2,  # what a library prints belongs to the log
-                env=_environment(spec.num_threads),
+                env=child_environment(spec.num_threads),
                 start_new_session=True,  # a signal to the parent's group must let the parent drain
             )
         client = cls(process, ours)
@@ -218,7 +218,7 @@ class _Receiver(asyncio.Protocol):
         self._client.disconnected()
 
 
-def _environment(num_threads: int) -> dict[str, str]:
+def child_environment(num_threads: int) -> dict[str, str]:
     """Every library's own pool gets the engine's threads and no more, and finds the packages this process runs."""
     threads = str(num_threads)
     root = str(Path(engine.__file__).parents[1])
