@@ -41,10 +41,14 @@ def list_models(context: typer.Context) -> None:
         table.add_row(source, model.license, str(on_disk(source) or "no"), str(converted(source) or "no"))
     console = Console()
     console.print(table)
-    console.print("Also: any folder or Hugging Face id of a Llama, Mistral, Qwen2, Qwen3 or SmolLM2 model in safetensors.")
+    console.print(
+        "Also: any folder or Hugging Face id of a Llama, Mistral, Qwen2, Qwen3 or SmolLM2 model in safetensors."
+    )
 
 
-def pull(source: Annotated[str, typer.Argument(help="embedded:NAME, a Hugging Face id (owner/name), or a folder.")]) -> None:
+def pull(
+    source: Annotated[str, typer.Argument(help="embedded:NAME, a Hugging Face id (owner/name), or a folder.")],
+) -> None:
     """Fetch a model and make it ready to serve."""
     from rich.console import Console
 
@@ -59,12 +63,18 @@ def pull(source: Annotated[str, typer.Argument(help="embedded:NAME, a Hugging Fa
 
 
 def bench_engine(
-    config: Annotated[Path | None, typer.Argument(help="fleet.yaml; else ./fleet.yaml, else the built-in default.")] = None,
-    threads: Annotated[list[int] | None, typer.Option(help="Threads of the engine; may be given several times.")] = None,
+    config: Annotated[
+        Path | None, typer.Argument(help="fleet.yaml; else ./fleet.yaml, else the built-in default.")
+    ] = None,
+    threads: Annotated[
+        list[int] | None, typer.Option(help="Threads of the engine; may be given several times.")
+    ] = None,
     batch: Annotated[list[int] | None, typer.Option(help="Batch sizes; may be given several times.")] = None,
     variant: Annotated[list[str] | None, typer.Option(help="Variants; all of the configuration, if not given.")] = None,
     peers: Annotated[bool, typer.Option(help="Measure transformers' generate in the same run.")] = True,
-    plot: Annotated[Path | None, typer.Option(help="Draw tokens/s over sequence length, with and without the KV cache, as PNG.")] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="Draw tokens/s over sequence length, with and without the KV cache, as PNG.")
+    ] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the figures as JSON.")] = None,
 ) -> None:
     """Tokens/s of the engine per variant, next to their bound and to transformers on the same weights."""

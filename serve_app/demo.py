@@ -131,7 +131,9 @@ async def send_all(base_url: str, model: str, asks: list[Ask], console: Console)
     async def one(ask: Ask) -> Answer:
         async with two:
             answer = await send(client, model, ask)
-        console.print(f"  [dim]{_class_name(ask)}:[/dim] {ask.question} [cyan]{answer.variant}[/cyan] {answer.tokens} tokens")
+        console.print(
+            f"  [dim]{_class_name(ask)}:[/dim] {ask.question} [cyan]{answer.variant}[/cyan] {answer.tokens} tokens"
+        )
         return answer
 
     async with client:
@@ -141,7 +143,11 @@ async def send_all(base_url: str, model: str, asks: list[Ask], console: Console)
 def _class_name(ask: Ask) -> str:
     if ask.model_suffix:
         return f"named{ask.model_suffix}"
-    return ask.slo if isinstance(ask.slo, str) else " ".join(f"{key}={value:g}" if isinstance(value, float) else str(value) for key, value in ask.slo.items())
+    return (
+        ask.slo
+        if isinstance(ask.slo, str)
+        else " ".join(f"{key}={value:g}" if isinstance(value, float) else str(value) for key, value in ask.slo.items())
+    )
 
 
 def answers_table(answers: list[Answer]) -> Table:
@@ -171,7 +177,16 @@ def _ms(value: float | None) -> str:
 def fleet_table(state: dict[str, Any]) -> Table:
     """The replicas as /v1/fleet tells them."""
     table = Table(title="The fleet after the requests (/v1/fleet)", title_justify="left")
-    for heading in ("variant", "replica", "KV used", "KV free", "decoding", "waiting", "measured/predicted step", "RSS MB"):
+    for heading in (
+        "variant",
+        "replica",
+        "KV used",
+        "KV free",
+        "decoding",
+        "waiting",
+        "measured/predicted step",
+        "RSS MB",
+    ):
         table.add_column(heading, justify="left" if heading in ("variant", "replica") else "right")
     for variant in state["variants"]:
         for replica in variant["replicas"]:
@@ -212,7 +227,7 @@ def write_dataset(path: Path, rows: int) -> None:
 def run_demo(config: FleetConfig, console: Console, rows: int = 23) -> None:
     """Runs the demo; raises UserError where the machine cannot, RuntimeError where the fleet did not do its job."""
     started = time.monotonic()
-    with fleet(config, console=console) as running:
+    with fleet(config.at(None, 0), console=console) as running:
         console.print("[bold]Online requests[/bold]")
         answers = asyncio.run(send_all(running.base_url, config.model.name, demo_requests(config), console))
         console.print(answers_table(answers))
@@ -251,5 +266,7 @@ def _check(answers: list[Answer], report: GenerateReport, rows: int) -> None:
 def load_config(path: Path | None) -> FleetConfig:
     config = FleetConfig.load(path)
     if len(config.variants) < 2:
-        raise UserError(f"{path}: variants: the demo needs at least two, it has {len(config.variants)}; run it without a config")
+        raise UserError(
+            f"{path}: variants: the demo needs at least two, it has {len(config.variants)}; run it without a config"
+        )
     return config

@@ -51,9 +51,16 @@ def decode(cell: Cell) -> dict[str, Any]:
     seeds = iter(range(1, 1_000_000))
     rates = {}
     for batch in cell.batches:
-        times = [_decode_s(engine, [prompt(next(seeds), cell.prompt_tokens) for _ in range(batch)], cell.output_tokens) for _ in range(REPEATS)]
+        times = [
+            _decode_s(engine, [prompt(next(seeds), cell.prompt_tokens) for _ in range(batch)], cell.output_tokens)
+            for _ in range(REPEATS)
+        ]
         rates[batch] = batch * (cell.output_tokens - 1) / statistics.median(times)
-    return {"decode_tokens_per_s": rates, "prefill_tokens_per_s": _prefill_rate(engine, seeds), "rss_bytes": engine.load().rss_bytes}
+    return {
+        "decode_tokens_per_s": rates,
+        "prefill_tokens_per_s": _prefill_rate(engine, seeds),
+        "rss_bytes": engine.load().rss_bytes,
+    }
 
 
 def _decode_s(engine: Engine, prompts: list[list[int]], output_tokens: int) -> float:
@@ -97,7 +104,9 @@ def kv_cache(cell: Cell) -> dict[str, Any]:
     rows = []
     for i, length in enumerate(cell.lengths):
         cached = _decode_s(engine, [prompt(1000 + i, length)], 17) / 16
-        recomputed = statistics.median(_first_token_s(engine, prompt(2000 + i * 10 + r, length + 1)) for r in range(REPEATS))
+        recomputed = statistics.median(
+            _first_token_s(engine, prompt(2000 + i * 10 + r, length + 1)) for r in range(REPEATS)
+        )
         rows.append({"length": length, "with_cache_s": cached, "recomputing_s": recomputed})
     return {"rows": rows}
 
@@ -129,13 +138,22 @@ def peer(cell: Cell) -> dict[str, Any]:
         batch = torch.tensor(ids)
         started = time.perf_counter()
         with torch.inference_mode():
-            model.generate(batch, attention_mask=torch.ones_like(batch), max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False, pad_token_id=0)
+            model.generate(
+                batch,
+                attention_mask=torch.ones_like(batch),
+                max_new_tokens=tokens,
+                min_new_tokens=tokens,
+                do_sample=False,
+                pad_token_id=0,
+            )
         return time.perf_counter() - started
 
     rates = {}
     for batch in cell.batches:
         ids = [prompt(i + 1, cell.prompt_tokens) for i in range(batch)]
-        seconds = _median(lambda ids=ids: generate_s(ids, cell.output_tokens)) - _median(lambda ids=ids: generate_s(ids, 1))
+        seconds = _median(lambda ids=ids: generate_s(ids, cell.output_tokens)) - _median(
+            lambda ids=ids: generate_s(ids, 1)
+        )
         rates[batch] = batch * (cell.output_tokens - 1) / seconds
     prefill = 512 / _median(lambda: generate_s([prompt(1, 512)], 1))
     return {"decode_tokens_per_s": rates, "prefill_tokens_per_s": prefill}
@@ -155,7 +173,12 @@ def _engine(spec: EngineSpec) -> Engine:
     return engine
 
 
-KINDS: dict[str, Callable[[Cell], dict[str, Any]]] = {"decode": decode, "kv_cache": kv_cache, "prefix": prefix, "peer": peer}
+KINDS: dict[str, Callable[[Cell], dict[str, Any]]] = {
+    "decode": decode,
+    "kv_cache": kv_cache,
+    "prefix": prefix,
+    "peer": peer,
+}
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""What `quantfleet bench engine` prints, draws and writes: each figure next to its bound and its peer; it measures nothing."""
+"""What `quantfleet bench engine` prints, draws and writes, each figure next to its bound; it measures nothing."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -36,8 +35,10 @@ class Report:
     prefix: list[dict[str, float]]
     measured_at: str = field(default_factory=lambda: datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"))
     versions: dict[str, str] = field(
-        default_factory=lambda: {name: version(name) for name in ("quantfleet", "torch", "transformers", "numba")}
-        | {"python": platform.python_version()}
+        default_factory=lambda: (
+            {name: version(name) for name in ("quantfleet", "torch", "transformers", "numba")}
+            | {"python": platform.python_version()}
+        )
     )
 
     def write(self, path: Path) -> None:
@@ -50,11 +51,16 @@ def print_report(report: Report, batches: Sequence[int], console: Console) -> No
         console.print(_kv_table(report.kv_cache))
     if report.prefix:
         console.print(_prefix_table(report.prefix))
-    console.print(f"{report.accelerator}; {report.measured_at}; " + ", ".join(f"{k} {v}" for k, v in report.versions.items()))
+    console.print(
+        f"{report.accelerator}; {report.measured_at}; " + ", ".join(f"{k} {v}" for k, v in report.versions.items())
+    )
 
 
 def _decode_table(report: Report, batches: Sequence[int]) -> Table:
-    table = Table(title=f"{report.model}: decode tokens/s (share of the roofline's bound), 64 tokens in, 64 out", title_justify="left")
+    table = Table(
+        title=f"{report.model}: decode tokens/s (share of the roofline's bound), 64 tokens in, 64 out",
+        title_justify="left",
+    )
     table.add_column("engine")
     table.add_column("threads", justify="right")
     for batch in batches:
@@ -85,11 +91,18 @@ def _kv_table(rows: list[dict[str, float]]) -> Table:
 
 
 def _prefix_table(rows: list[dict[str, float]]) -> Table:
-    table = Table(title="What prefix hits buy: time to the first token, all but 16 tokens seen before", title_justify="left")
+    table = Table(
+        title="What prefix hits buy: time to the first token, all but 16 tokens seen before", title_justify="left"
+    )
     for heading in ("prompt tokens", "new, ms", "hit, ms", "times faster"):
         table.add_column(heading, justify="right")
     for row in rows:
-        table.add_row(f"{row['length']:.0f}", f"{row['cold_s'] * 1e3:.0f}", f"{row['hit_s'] * 1e3:.0f}", f"{row['cold_s'] / row['hit_s']:.1f}")
+        table.add_row(
+            f"{row['length']:.0f}",
+            f"{row['cold_s'] * 1e3:.0f}",
+            f"{row['hit_s'] * 1e3:.0f}",
+            f"{row['cold_s'] / row['hit_s']:.1f}",
+        )
     return table
 
 
@@ -111,5 +124,3 @@ def plot_kv_cache(rows: list[dict[str, float]], path: Path) -> None:
     figure.tight_layout()
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
-
-

@@ -52,8 +52,12 @@ class EngineBench:
             model=self.model,
             accelerator=self.accelerator.name,
             rows=rows,
-            kv_cache=run_cell(Cell(kind="kv_cache", spec=self._spec(self.variants[0], most, prefix=False), lengths=KV_LENGTHS))["rows"],
-            prefix=run_cell(Cell(kind="prefix", spec=self._spec(self.variants[0], most, prefix=True), lengths=PREFIX_LENGTHS))["rows"],
+            kv_cache=run_cell(
+                Cell(kind="kv_cache", spec=self._spec(self.variants[0], most, prefix=False), lengths=KV_LENGTHS)
+            )["rows"],
+            prefix=run_cell(
+                Cell(kind="prefix", spec=self._spec(self.variants[0], most, prefix=True), lengths=PREFIX_LENGTHS)
+            )["rows"],
         )
 
     def _spec(self, variant: Variant, threads: int, *, prefix: bool = False) -> EngineSpec:
@@ -80,9 +84,11 @@ class EngineBench:
         )
 
     def _bound(self, variant: Variant, threads: int, batch: int) -> float:
-        """Tokens/s of the roofline without t0, on as many of the cores; one core may draw more than its share of bandwidth."""
+        """Tokens/s of the roofline on as many of the cores; one alone may draw more than its share of the bandwidth."""
         share = threads / (os.cpu_count() or 1)
-        model = CostModel(ModelShape.from_hf_config(self.checkpoint / "config.json"), variant, self.accelerator, share=share)
+        model = CostModel(
+            ModelShape.from_hf_config(self.checkpoint / "config.json"), variant, self.accelerator, share=share
+        )
         return batch / model.step_s(StepShape(decode_sequences=batch, kv_tokens=batch * 96))
 
     def _peer(self, dtype: str, threads: int) -> Row:
@@ -108,5 +114,3 @@ def run_cell(cell: Cell) -> dict[str, Any]:
     finished = subprocess.run(command, env=env, check=True, stdout=subprocess.PIPE, text=True)
     result: dict[str, Any] = msgspec.json.decode(finished.stdout.splitlines()[-1])
     return result
-
-
