@@ -42,9 +42,8 @@ def dense_matmul(x: Tensor, weight: PackedDense, bias: Tensor | None = None) -> 
     """[M, K] fp32 -> [M, N] fp32; a row's result does not depend on the other rows."""
     if not x.is_cpu:
         return dense_matmul_reference(x, weight, bias)
-    cpu = _cpu()
-    kernel = cpu.dense_bf16 if weight.panels.dtype is torch.bfloat16 else cpu.dense_f32
-    return cpu.matmul(kernel, x, weight.out_features, bias, weight.panels.data_ptr())
+    cpu, panels = _cpu(), weight.panels
+    return cpu.matmul(cpu.dense_panels, x, weight.out_features, bias, panels.data_ptr(), panels.shape[3])
 
 
 def dense_matmul_reference(x: Tensor, weight: PackedDense, bias: Tensor | None = None) -> Tensor:

@@ -48,11 +48,9 @@ class Nf4Weight:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PackedNf4:
     codes: Tensor
-    """[panels, K/8, LANES] int32"""
+    """[panels, K/4, 32] uint8"""
     scales: Tensor
     """[panels, K/block, LANES] fp32"""
-    table: Tensor
-    """[16] fp32"""
     block: int
     out_features: int
     in_features: int
@@ -114,12 +112,11 @@ def dynamic_code(device: torch.device) -> Tensor:
 
 def pack_nf4(weight: Nf4Weight) -> PackedNf4:
     out_features, in_features = weight.qdata.shape
-    codes = packing.pack_nibbles(packing.panels_of(weight.qdata, 8))
+    codes = packing.pack_nibbles(weight.qdata)
     scales = packing.panels_of(block_absmax(weight), 1).squeeze(-1)
     return PackedNf4(
         codes=codes,
         scales=scales,
-        table=torch.tensor(TABLE, device=codes.device),
         block=weight.block,
         out_features=out_features,
         in_features=in_features,
@@ -128,7 +125,7 @@ def pack_nf4(weight: Nf4Weight) -> PackedNf4:
 
 def unpack_nf4(packed: PackedNf4) -> Nf4Weight:
     shape = packed.out_features, packed.in_features
-    qdata = packing.rows_of(packing.unpack_nibbles(packed.codes), *shape)
+    qdata = packing.unpack_nibbles(packed.codes, *shape)
     absmax = packing.rows_of(packed.scales.unsqueeze(-1), shape[0], shape[1] // packed.block)
     return Nf4Weight(qdata=qdata, absmax=absmax, block=packed.block)
 
@@ -137,7 +134,7 @@ def nf4_matmul(x: Tensor, weight: PackedNf4, bias: Tensor | None = None) -> Tens
     """[M, K] fp32 -> [M, N] fp32; a row's result does not depend on the other rows."""
     if not x.is_cpu:
         return nf4_matmul_reference(x, weight, bias)
-    return _cpu().matmul(x, weight.codes, weight.scales, weight.table, weight.block, weight.out_features, bias)
+    return _cpu().matmul(x, weight.codes, weight.scales, weight.block, weight.out_features, bias)
 
 
 def nf4_matmul_reference(x: Tensor, weight: PackedNf4, bias: Tensor | None = None) -> Tensor:

@@ -2,7 +2,7 @@
 
 A panel is LANES output rows side by side, so that one SIMD load takes the same k of all of them:
 bf16 and int8 [panels, K/2, LANES, 2] (a lane holds a pair of k), fp32 [panels, K, LANES],
-4-bit codes [panels, K/8, LANES] int32 (nibble i of a lane is k + i), block scales [panels, K/block, LANES].
+4-bit codes [panels, K/4, 2 * LANES] bytes (two k in the low nibbles, two in the high), block scales [panels, K/block, LANES].
 """
 
 import torch
@@ -35,14 +35,26 @@ def rows_of(panels: Tensor, num_rows: int, num_columns: int) -> Tensor:
     return rows[:num_rows, :num_columns]
 
 
+# where the two k of a byte's low (or high) nibbles go: byte 0..3 of a 16-byte half, then 4..7, ...
+# are what the AVX2 unpack instructions make four consecutive lanes of
+_NIBBLE_ORDER = [
+    16 * k + 8 * upper + 4 * half + lane
+    for half in (0, 1)
+    for k in (0, 1)
+    for upper in (0, 1)
+    for lane in range(4)
+]
+
+
 def pack_nibbles(codes: Tensor) -> Tensor:
-    """Codes 0 .. 15 as uint8 [..., 8] -> one int32 [...], the first in the lowest bits."""
-    shifts = torch.arange(0, 32, 4, device=codes.device, dtype=torch.int64)
-    words = (codes.to(torch.int64) << shifts).sum(-1)
-    return torch.where(words >= 2**31, words - 2**32, words).to(torch.int32)
+    """uint8 codes 0 .. 15 [N, K] -> [panels, K/4, 32] bytes: low nibbles hold k and k + 1, high ones k + 2 and k + 3."""
+    groups = panels_of(codes, 4).transpose(2, 3).flatten(2)
+    low, high = (half[..., _NIBBLE_ORDER] for half in groups.split(2 * LANES, dim=-1))
+    return low | (high << 4)
 
 
-def unpack_nibbles(words: Tensor) -> Tensor:
-    """int32 [...] -> uint8 [..., 8]."""
-    shifts = torch.arange(0, 32, 4, device=words.device, dtype=torch.int32)
-    return ((words.unsqueeze(-1) >> shifts) & 15).to(torch.uint8)
+def unpack_nibbles(packed: Tensor, num_rows: int, num_columns: int) -> Tensor:
+    """[panels, K/4, 32] bytes -> uint8 codes [N, K]."""
+    order = torch.argsort(torch.tensor(_NIBBLE_ORDER, device=packed.device))
+    groups = torch.cat([(packed & 15)[..., order], (packed >> 4)[..., order]], dim=-1)
+    return rows_of(groups.unflatten(-1, (4, LANES)).transpose(2, 3), num_rows, num_columns)

@@ -62,4 +62,4 @@ def host_function(signature: Any) -> Callable[[Callable[..., Any]], Any]:
     return decorate
 
 
-inline = numba.njit(forceinline=True, error_model="numpy")
+inline = numba.njit(forceinline=True, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kernels.cpu.compile import inline, kernel
 from kernels.cpu.dense import PANELS_PER_ITEM, row_block
-from kernels.cpu.pool import float_bits, launch
+from kernels.cpu.pool import float_bits, launch_two, scratch
 from kernels.cpu.simd import (
     LANES,
     absolute,
@@ -21,7 +21,6 @@ from kernels.cpu.simd import (
     lane_max,
     less,
     load_f32,
-    load_i8_pairs,
     load_i32,
     mask_bits,
     maximum,
@@ -37,10 +36,10 @@ from kernels.cpu.simd import (
     to_f32,
     to_i32,
 )
-from kernels.cpu.tile import ROWS, store_tile, tile_multiply_add, tile_rows, with_rows_i32
+from kernels.cpu.tile import ROWS, product_i8
 from kernels.packing import pad_to
 
-ZERO, MAX_INT8 = np.float32(0), np.float32(127)
+ZERO, ONE, MAX_INT8 = np.float32(0), np.float32(1), np.float32(127)
 
 
 @kernel
@@ -48,7 +47,7 @@ def _quantize_rows(args, item, worker):
     """x -> int16 holding int8 values, its scale, and the places of its outliers, a row an item."""
     k = args[7]
     x, quantized = args[0] + item * 4 * k, args[1] + item * 2 * k
-    threshold = splat_f32(f32_of_bits(args[5]))
+    threshold = splat_f32(f32_of_bits(args[14]))
     outliers = args[4] + item * 4 * k
     zero = splat_f32(ZERO)
     largest, count = zero, 0
@@ -65,21 +64,14 @@ def _quantize_rows(args, item, worker):
             bits >>= 1
             lane += 1
     absmax = lane_max(largest)
-    inverse = splat_f32(MAX_INT8 / absmax if absmax > ZERO else ZERO)
+    # the reciprocal first, as torch computes 127 / absmax (and so bitsandbytes): ties round alike
+    inverse = splat_f32(ONE / absmax * MAX_INT8 if absmax > ZERO else ZERO)
     for i in range(0, k, LANES):
         values = load_f32(x + 4 * i)
         regular = less(absolute(values), threshold)
         store_i16(quantized + 2 * i, to_i32(round_even(select(regular, mul(values, inverse), zero))))
     set_f32(args[2] + 4 * item, absmax / MAX_INT8)
     set_i32(args[3] + 4 * item, np.int32(count))
-
-
-@inline
-def _integer_rows(tile, x, x_stride, weight, k, out, out_stride):
-    for pair in range(k >> 1):
-        weights = load_i8_pairs(weight + pair * 2 * LANES)
-        tile = tile_multiply_add(tile, x + 4 * pair, x_stride, weights)
-    store_tile(tile, out, out_stride)
 
 
 @inline
@@ -108,9 +100,8 @@ def _int8_panels(args, item, worker):
         row = first_row
         tiles = (end_row - first_row + ROWS - 1) // ROWS
         for tile in range(tiles):
-            rows = tile_rows(end_row - row, tiles - tile)
-            xq, o = quantized + row * 2 * k, column + row * out_stride
-            with_rows_i32(_integer_rows, rows, xq, 2 * k, w, k, o, out_stride)
+            rows = (end_row - row + tiles - tile - 1) // (tiles - tile)
+            product_i8(rows, quantized + row * 2 * k, 2 * k, w, k, column + row * out_stride, out_stride)
             row += rows
         panel_scale = load_f32(weight_scale + panel * 4 * LANES)
         for row in range(first_row, end_row):
@@ -134,20 +125,23 @@ def matmul(
     x = pad_to(x, 1, LANES).contiguous()
     if bias is not None:
         bias = pad_to(bias, 0, LANES)
-    quantized = torch.empty((m, k), dtype=torch.int16)
-    row_scale = torch.empty(m)
-    counts = torch.empty(m, dtype=torch.int32)
-    outliers = torch.empty((m, k), dtype=torch.int32)
     out = torch.empty((m, num_panels * LANES))
-    rows = (x.data_ptr(), quantized.data_ptr(), row_scale.data_ptr(), counts.data_ptr())
-    launch(_quantize_rows, m, *rows, outliers.data_ptr(), float_bits(threshold), m, k)
+    # int16 values, fp32 scales, int32 numbers of outliers, int32 places of outliers
+    quantized = scratch(m * (2 * k + 4 + 4 + 4 * k))
+    row_scale = quantized + m * 2 * k
+    counts = row_scale + m * 4
     block = row_block(m, k // 2)
     groups = -(-num_panels // PANELS_PER_ITEM)
-    launch(
+    launch_two(
+        _quantize_rows,
+        m,
         _int8_panels,
         -(-m // block) * groups if m else 0,
-        *rows,
-        outliers.data_ptr(),
+        x.data_ptr(),
+        quantized,
+        row_scale,
+        counts,
+        counts + m * 4,
         out.data_ptr(),
         m,
         k,
@@ -157,5 +151,6 @@ def matmul(
         num_panels,
         block,
         groups,
+        float_bits(threshold),
     )
     return out if num_panels * LANES == out_features else out[:, :out_features].contiguous()

@@ -103,17 +103,13 @@ def _help(control, worker):
     return 1
 
 
-@host_function("int64(int64, int64, int64, UniTuple(int64, 20))")
-def _launch(control, kernel, items, words):
-    """Run every piece; returns how many helpers sleep and should be woken for the next launch.
-
-    A second Python thread that launches meanwhile finds the block busy and runs its own pieces alone.
-    """
-    arguments = _on_stack(words)
-    if control == 0 or items <= 1 or _atomic_exchange(control + 8 * BUSY, 1) != 0:
+@inline
+def _run(control, kernel, items, arguments):
+    """Every piece of a kernel, by whichever threads are awake."""
+    if control == 0 or items <= 1:
         for item in range(items):
             _call(kernel, arguments, item, 0)
-        return 0
+        return
     _atomic_store(control + 8 * KERNEL, kernel)
     _atomic_store(control + 8 * ITEMS, items)
     _atomic_store(control + 8 * ARGUMENTS, arguments)
@@ -121,8 +117,23 @@ def _launch(control, kernel, items, words):
     _work(control, 0)
     while _atomic_load(control + 8 * ACTIVE) > 0:
         _pause(0)
+
+
+@host_function("int64(int64, int64, int64, int64, int64, UniTuple(int64, 20))")
+def _launch(control, first, first_items, second, second_items, words):
+    """Run one kernel, then another; returns how many helpers sleep and should be woken for the next launch.
+
+    A second Python thread that launches meanwhile finds the block busy and runs its own pieces alone.
+    """
+    arguments = _on_stack(words)
+    if control == 0 or _atomic_exchange(control + 8 * BUSY, 1) != 0:
+        _run(0, first, first_items, arguments)
+        _run(0, second, second_items, arguments)
+        return 0
+    _run(control, first, first_items, arguments)
+    _run(control, second, second_items, arguments)
     _atomic_store(control + 8 * BUSY, 0)
-    return _atomic_exchange(control + 8 * PARKED, 0)
+    return _atomic_exchange(control + 8 * PARKED, 0) if second_items > 1 else 0
 
 
 class ThreadPool:
@@ -140,8 +151,10 @@ class ThreadPool:
         while _help(self._address, worker):
             self._wake.acquire()
 
-    def launch(self, kernel: int, items: int, words: tuple[int, ...]) -> None:
-        parked = _launch(self._address, kernel, items, words)
+    def launch(
+        self, first: int, first_items: int, second: int, second_items: int, words: tuple[int, ...]
+    ) -> None:
+        parked = _launch(self._address, first, first_items, second, second_items, words)
         if parked:
             self._wake.release(parked)
 
@@ -167,7 +180,32 @@ def num_threads() -> int:
 
 def launch(kernel: int, items: int, *words: int) -> None:
     """Run `kernel` on items 0 .. items - 1, on all threads where there is more than one item."""
-    _POOLS[0].launch(kernel, items, words + _NO_WORDS[len(words) :])
+    _POOLS[0].launch(0, 0, kernel, items, words + _NO_WORDS[len(words) :])
+
+
+def launch_two(first: int, first_items: int, second: int, second_items: int, *words: int) -> None:
+    """Run `first`, then `second` on what it wrote: both get the same words."""
+    all_words = words + _NO_WORDS[len(words) :]
+    _POOLS[0].launch(first, first_items, second, second_items, all_words)
+
+
+class _Scratch(threading.local):
+    """Memory that kernels of one Python thread write and read again within an operation."""
+
+    def __init__(self) -> None:
+        self.memory = np.empty(0, dtype=np.uint8)
+        self.address = 0
+
+
+_SCRATCH = _Scratch()
+
+
+def scratch(num_bytes: int) -> int:
+    """The address of at least that many bytes, which the thread's next call of scratch may hand out again."""
+    if _SCRATCH.memory.nbytes < num_bytes:
+        _SCRATCH.memory = np.empty(num_bytes, dtype=np.uint8)
+        _SCRATCH.address = _SCRATCH.memory.ctypes.data
+    return _SCRATCH.address
 
 
 @cache

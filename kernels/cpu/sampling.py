@@ -130,9 +130,13 @@ def _fill_bins(p, count, low, high, shift, by_mass, bins):
 
 @inline
 def _cut(p, count, floor, target, by_mass, bins):
-    """The largest value v such that the p >= v amount to `target` (their mass, or their number); `floor` if none do."""
-    prefix, reached, low, high = 0, 0.0, floor, HIGHEST
-    for level in range(3):
+    """The largest value v such that the p >= v amount to `target` (their mass, or their number); `floor` if none do.
+
+    Looks at the usual floor's probabilities first: most of a vocabulary lies below it.
+    """
+    bound = max(floor, USUAL_FLOOR)
+    prefix, reached, low, high, level = 0, 0.0, bound, HIGHEST, 0
+    while level < 3:
         shift = BIN_BITS * (2 - level)
         _fill_bins(p, count, low, high, shift, by_mass, bins)
         entry = BINS - 1
@@ -143,20 +147,15 @@ def _cut(p, count, floor, target, by_mass, bins):
             reached += amount
             entry -= 1
         if entry < 0:
-            return floor if level == 0 else low
+            if level > 0 or bound == floor:
+                return low
+            prefix, reached, low, bound = 0, 0.0, floor, floor
+            continue
         prefix = (prefix << BIN_BITS) | entry
-        low = max(floor, f32_of_bits(prefix << shift))
+        low = max(bound, f32_of_bits(prefix << shift))
         high = f32_of_bits((prefix + 1) << shift)
+        level += 1
     return low
-
-
-@inline
-def _cut_with_usual_floor(p, count, floor, target, by_mass, bins):
-    if floor < USUAL_FLOOR:
-        cut = _cut(p, count, USUAL_FLOOR, target, by_mass, bins)
-        if cut > USUAL_FLOOR:
-            return cut
-    return _cut(p, count, floor, target, by_mass, bins)
 
 
 @inline
@@ -208,10 +207,10 @@ def _sample(logits, count, floats, integers, p, bins):
     floor = get_f32(floats + 4 * MIN_P)
     k, top_p = get_i64(integers + 8 * TOP_K), get_f32(floats + 4 * TOP_P)
     if 0 < k < count:
-        floor = max(floor, _cut_with_usual_floor(p, count, floor, np.float64(k), False, bins))
+        floor = max(floor, _cut(p, count, floor, np.float64(k), False, bins))
     if top_p < ONE:
         target = np.float64(top_p) * _total_mass(p, count, floor)
-        floor = max(floor, _cut_with_usual_floor(p, count, floor, target, True, bins))
+        floor = max(floor, _cut(p, count, floor, target, True, bins))
     uniform = _uniform(get_i64(integers + 8 * SEED), get_i64(integers + 8 * POSITION))
     return _draw(p, count, floor, uniform)
 

@@ -15,7 +15,8 @@ from numba.extending import intrinsic, register_model
 
 LANES = 16
 HOST_FEATURES = llvmlite.binding.get_host_cpu_features()
-_F32, _I32, _I16, _I8 = ir.FloatType(), ir.IntType(32), ir.IntType(16), ir.IntType(8)
+F32, I64, I32 = ir.FloatType(), ir.IntType(64), ir.IntType(32)
+I16, I8 = ir.IntType(16), ir.IntType(8)
 
 
 class Vector(types.Type):  # type: ignore[misc]
@@ -34,11 +35,11 @@ class _VectorModel(models.PrimitiveModel):  # type: ignore[misc]
         super().__init__(manager, vector, held)
 
 
-f32x16 = Vector(_F32, LANES)
-i32x16 = Vector(_I32, LANES)
-i16x32 = Vector(_I16, 2 * LANES)
+f32x16 = Vector(F32, LANES)
+i32x16 = Vector(I32, LANES)
+i16x32 = Vector(I16, 2 * LANES)
 b1x16 = Vector(ir.IntType(1), LANES)
-_SCALARS = {types.float32: (f32x16, _F32), types.int32: (i32x16, _I32)}
+_SCALARS = {types.float32: (f32x16, F32), types.int32: (i32x16, I32)}
 
 
 def pointer(builder: Any, address: Any, pointee: Any) -> Any:
@@ -48,17 +49,17 @@ def pointer(builder: Any, address: Any, pointee: Any) -> Any:
 def splat(builder: Any, scalar: Any, lanes: int) -> Any:
     """`scalar` in every lane."""
     single = ir.VectorType(scalar.type, lanes)
-    first = builder.insert_element(ir.Constant(single, ir.Undefined), scalar, _I32(0))
-    return builder.shuffle_vector(first, first, _order([0] * lanes))
+    first = builder.insert_element(ir.Constant(single, ir.Undefined), scalar, I32(0))
+    return builder.shuffle_vector(first, first, lane_order([0] * lanes))
 
 
-def _order(lanes: Iterable[int]) -> Any:
+def lane_order(lanes: Iterable[int]) -> Any:
     order = list(lanes)
-    return ir.Constant(ir.VectorType(_I32, len(order)), order)
+    return ir.Constant(ir.VectorType(I32, len(order)), order)
 
 
-def _part(builder: Any, vector: Any, lanes: int, first: int) -> Any:
-    return builder.shuffle_vector(vector, vector, _order(range(first, first + lanes)))
+def lane_part(builder: Any, vector: Any, lanes: int, first: int) -> Any:
+    return builder.shuffle_vector(vector, vector, lane_order(range(first, first + lanes)))
 
 
 def call_llvm(builder: Any, name: str, result: Any, arguments: list[Any]) -> Any:
@@ -103,20 +104,20 @@ load_i32 = _loader(i32x16, 4)
 @operation(i16x32, types.int64)
 def load_i8_pairs(builder: Any, address: Any) -> Any:
     """Thirty-two int8 as int16: two values a lane."""
-    loaded = builder.load(pointer(builder, address, ir.VectorType(_I8, 2 * LANES)))
+    loaded = builder.load(pointer(builder, address, ir.VectorType(I8, 2 * LANES)))
     loaded.align = 1
     return builder.sext(loaded, i16x32.one)
 
 
 @operation(f32x16, types.int64)
 def load_bf16(builder: Any, address: Any) -> Any:
-    loaded = builder.load(pointer(builder, address, ir.VectorType(_I16, LANES)))
+    loaded = builder.load(pointer(builder, address, ir.VectorType(I16, LANES)))
     loaded.align = 2
-    wide = builder.shl(builder.zext(loaded, i32x16.one), _lanes_of(_I32(16)))
+    wide = builder.shl(builder.zext(loaded, i32x16.one), constant_lanes(I32(16)))
     return builder.bitcast(wide, f32x16.one)
 
 
-def _lanes_of(constant: Any) -> Any:
+def constant_lanes(constant: Any) -> Any:
     return ir.Constant(ir.VectorType(constant.type, LANES), [constant.constant] * LANES)
 
 
@@ -132,20 +133,20 @@ def store_i32(builder: Any, address: Any, value: Any) -> None:
 
 @operation(types.void, types.int64, i32x16)
 def store_i16(builder: Any, address: Any, value: Any) -> None:
-    narrow = ir.VectorType(_I16, LANES)
+    narrow = ir.VectorType(I16, LANES)
     builder.store(builder.trunc(value, narrow), pointer(builder, address, narrow), align=2)
 
 
 @operation(f32x16, i32x16)
 def low_bf16(builder: Any, pairs: Any) -> Any:
     """The even one of each lane's two bf16 values."""
-    return builder.bitcast(builder.shl(pairs, _lanes_of(_I32(16))), f32x16.one)
+    return builder.bitcast(builder.shl(pairs, constant_lanes(I32(16))), f32x16.one)
 
 
 @operation(f32x16, i32x16)
 def high_bf16(builder: Any, pairs: Any) -> Any:
     """The odd one of each lane's two bf16 values."""
-    return builder.bitcast(builder.and_(pairs, _lanes_of(_I32(-65536))), f32x16.one)
+    return builder.bitcast(builder.and_(pairs, constant_lanes(I32(-65536))), f32x16.one)
 
 
 @operation(f32x16, f32x16, f32x16, f32x16)
@@ -251,9 +252,9 @@ def _reduce(builder: Any, vector: Any, combine: Callable[[Any, Any], Any]) -> An
     lanes = LANES
     while lanes > 1:
         lanes //= 2
-        low, high = (_part(builder, vector, lanes, first) for first in (0, lanes))
+        low, high = (lane_part(builder, vector, lanes, first) for first in (0, lanes))
         vector = combine(low, high)
-    return builder.extract_element(vector, _I32(0))
+    return builder.extract_element(vector, I32(0))
 
 
 @operation(types.float32, f32x16)
@@ -284,66 +285,47 @@ def _scalar_storer(numba_type: Any, pointee: Any, align: int) -> Any:
     return store
 
 
-get_f32, set_f32 = _scalar_loader(types.float32, _F32, 4), _scalar_storer(types.float32, _F32, 4)
-get_i32, set_i32 = _scalar_loader(types.int32, _I32, 4), _scalar_storer(types.int32, _I32, 4)
+get_f32, set_f32 = _scalar_loader(types.float32, F32, 4), _scalar_storer(types.float32, F32, 4)
+get_i32, set_i32 = _scalar_loader(types.int32, I32, 4), _scalar_storer(types.int32, I32, 4)
 get_i64, set_i64 = (make(types.int64, ir.IntType(64), 8) for make in (_scalar_loader, _scalar_storer))
 get_f64, set_f64 = (make(types.float64, ir.DoubleType(), 8) for make in (_scalar_loader, _scalar_storer))
-set_i16 = _scalar_storer(types.int16, _I16, 2)
+set_i16 = _scalar_storer(types.int16, I16, 2)
 
 
 @operation(types.int32, types.float32)
 def f32_bits(builder: Any, value: Any) -> Any:
-    return builder.bitcast(value, _I32)
+    return builder.bitcast(value, I32)
 
 
 @operation(types.float32, types.int64)
 def f32_of_bits(builder: Any, bits: Any) -> Any:
     """The float32 whose bits are the low half of a launch argument."""
-    return builder.bitcast(builder.trunc(bits, _I32), _F32)
+    return builder.bitcast(builder.trunc(bits, I32), F32)
 
 
 @operation(f32x16, types.int64, types.int64)
 def signed_byte_pairs(builder: Any, address: Any, odd: Any) -> Any:
     """Of sixteen pairs of int8 the even or the odd ones, as float32."""
-    loaded = builder.load(pointer(builder, address, ir.VectorType(_I16, LANES)))
+    loaded = builder.load(pointer(builder, address, ir.VectorType(I16, LANES)))
     loaded.align = 1
     wide = builder.sext(loaded, i32x16.one)
     # even: bits 0-7, so shift left by 24; odd: bits 8-15, by 16
-    left = builder.sub(_I32(24), builder.shl(builder.trunc(odd, _I32), _I32(3)))
+    left = builder.sub(I32(24), builder.shl(builder.trunc(odd, I32), I32(3)))
     raised = builder.shl(wide, splat(builder, left, LANES))
-    return builder.sitofp(builder.ashr(raised, _lanes_of(_I32(24))), f32x16.one)
-
-
-@operation(f32x16, f32x16, i32x16)
-def lookup(builder: Any, table: Any, index: Any) -> Any:
-    """table[index & 15] in each lane."""
-    if HOST_FEATURES.get("avx512f"):
-        return call_llvm(builder, "llvm.x86.avx512.permvar.sf.512", f32x16.one, [table, index])
-    if HOST_FEATURES.get("avx2"):
-        return _lookup_avx2(builder, table, index)
-    result = ir.Constant(f32x16.one, ir.Undefined)
-    for lane in range(LANES):
-        entry = builder.and_(builder.extract_element(index, _I32(lane)), _I32(15))
-        result = builder.insert_element(result, builder.extract_element(table, entry), _I32(lane))
-    return result
-
-
-def _lookup_avx2(builder: Any, table: Any, index: Any) -> Any:
-    """vpermps looks at three bits; the fourth, moved to the sign, chooses between two tables."""
-    lanes = LANES // 2
-    half = ir.VectorType(_F32, lanes)
-    found = []
-    for entries in (_part(builder, table, lanes, 0), _part(builder, table, lanes, lanes)):
-        halves = [
-            call_llvm(builder, "llvm.x86.avx2.permps", half, [entries, _part(builder, index, lanes, first)])
-            for first in (0, lanes)
-        ]
-        found.append(builder.shuffle_vector(*halves, _order(range(LANES))))
-    sign = builder.shl(index, _lanes_of(_I32(28)))
-    upper = builder.icmp_signed("<", sign, ir.Constant(i32x16.one, [0] * LANES))
-    return builder.select(upper, found[1], found[0])
+    return builder.sitofp(builder.ashr(raised, constant_lanes(I32(24))), f32x16.one)
 
 
 @operation(types.float32, f32x16)
 def first_lane(builder: Any, vector: Any) -> Any:
-    return builder.extract_element(vector, _I32(0))
+    return builder.extract_element(vector, I32(0))
+
+
+@operation(types.void, types.int64)
+def prefetch(builder: Any, address: Any) -> None:
+    """Ask for the cache line; any address is allowed."""
+    byte = pointer(builder, address, I8)
+    function_type = ir.FunctionType(ir.VoidType(), [byte.type, I32, I32, I32])
+    module, name = builder.module, "llvm.prefetch.p0"
+    declared = module.globals.get(name) or ir.Function(module, function_type, name=name)
+    # read, keep in all levels, data
+    builder.call(declared, [byte, I32(0), I32(3), I32(1)])
