@@ -33,7 +33,10 @@ def test_the_built_in_fleet() -> None:
         "nf4": "nf4",
     }
     assert config.variants["bf16"].quality == 1.0
-    assert set(config.slo_classes) == {"interactive", "standard", "throughput"}
+    assert set(config.slo_classes) == {"interactive", "standard", "exact", "throughput"}
+    qualities = [config.variants[name].quality or 0 for name in ("bf16", "int8", "nf4")]
+    assert qualities == sorted(qualities, reverse=True)
+    assert qualities[2] > 0
     assert config.http.max_body_bytes == 4 * 2**20
     assert config.auth.max_concurrent_requests == 64
     assert all((config.replicas(name).min, config.replicas(name).max) == (1, 1) for name in config.variants)
@@ -96,7 +99,7 @@ def test_load_prefers_the_file_here(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         ("engine: {block_size: 17}", "engine.block_size: 17 is not one of 8, 16, 32, 64 or 128"),
         ("engine: [1]", "engine: [1] is not a section with keys of its own"),
         ("variants: {int8: 5}", "variants.int8: 5 is not a section with keys of its own"),
-        ("default_class: fast", "default_class: no class 'fast'; known: interactive, standard, throughput"),
+        ("default_class: fast", "default_class: no class 'fast'; known: exact, interactive, standard, throughput"),
         ("autoscaling: {replicas: {int4: {min: 1}}}", "autoscaling.replicas.int4: no such variant; did you mean int8?"),
         ("autoscaling: {replicas: {int8: {min: 3}}}", "autoscaling.replicas.int8: max 1 is below min 3"),
         ("http: {host: 0.0.0.0}", "auth.keys_file: required, because http.host 0.0.0.0 is not loopback"),
