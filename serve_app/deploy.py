@@ -47,14 +47,12 @@ def fleet(config: FleetConfig, *, console: Console | None = None) -> Iterator[Ru
         stack.enter_context(ended_by_signals())
         config = _with_free_port(config)
         blueprint = _blueprint(config, console)
-        started_s = time.monotonic()
-        with console.status("starting Ray"):
+        with _stage(console, "starting Ray"):
             stack.enter_context(joined_ray())
         stack.callback(_drain, console)
         _deploy(blueprint, console)
         running = RunningFleet(config=config, base_url=_base_url(config))
         _wait_healthy(running, console)
-        console.print(f"[green]✓[/green] fleet ready in {time.monotonic() - started_s:.1f} s")
         yield running
 
 
@@ -78,6 +76,15 @@ def ended_by_signals() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+@contextmanager
+def _stage(console: Console, what: str) -> Iterator[None]:
+    """Shown while it works, and how long it took."""
+    started_s = time.monotonic()
+    with console.status(what):
+        yield
+    console.print(f"[green]✓[/green] {what} [dim]{time.monotonic() - started_s:.1f} s[/dim]")
+
+
 def _with_free_port(config: FleetConfig) -> FleetConfig:
     """UserError for a port in use; port 0 is any that is free."""
     host, port = config.http.host, config.http.port
@@ -97,10 +104,10 @@ def _with_free_port(config: FleetConfig) -> FleetConfig:
 
 def _blueprint(config: FleetConfig, console: Console) -> Blueprint:
     """With a profile of every variant, measured where there is none yet."""
-    with console.status("model and placement"):
+    with _stage(console, "model and placement"):
         blueprint = Blueprint.of(config)
     for name in blueprint.variants:
-        with console.status(f"speed profile of {name}"):
+        with _stage(console, f"speed profile of {name}"):
             blueprint = blueprint.measured(name)
     return blueprint
 
@@ -111,7 +118,7 @@ def _deploy(blueprint: Blueprint, console: Console) -> None:
     from serve_app.app import application
 
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
-    with console.status(f"starting replicas: {', '.join(blueprint.variants)}"):
+    with _stage(console, f"starting replicas: {', '.join(blueprint.variants)}"):
         http = blueprint.config.http
         serve.start(http_options={"host": http.host, "port": http.port})
         serve.run(application(blueprint), name=APP_NAME, route_prefix="/")
@@ -120,7 +127,7 @@ def _deploy(blueprint: Blueprint, console: Console) -> None:
 def _wait_healthy(running: RunningFleet, console: Console) -> None:
     url = running.base_url.removesuffix("/v1") + "/healthz"
     deadline_s = time.monotonic() + HEALTHY_TIMEOUT_S
-    with console.status("waiting for /healthz"):
+    with _stage(console, "waiting for /healthz"):
         while time.monotonic() < deadline_s:
             with suppress(httpx.HTTPError):
                 if httpx.get(url, timeout=CALL_TIMEOUT_S).status_code == 200:
@@ -136,7 +143,7 @@ def _base_url(config: FleetConfig) -> str:
 
 def _drain(console: Console) -> None:
     """No new requests; what runs has DRAIN_TIMEOUT_S to end, then it is told why it ends."""
-    with suppress(Exception), console.status("draining"):
+    with suppress(Exception), _stage(console, "draining"):
         _ask("drain")
         deadline_s = time.monotonic() + DRAIN_TIMEOUT_S
         while sum(_ask("in_flight")) and time.monotonic() < deadline_s:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -50,6 +50,10 @@ class FleetView:
             for handles in self._handles.values()
         ]
 
+    def stop(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+
     def link(self, replica_id: str) -> ReplicaLink:
         return self._links[replica_id]
 
@@ -58,10 +62,6 @@ class FleetView:
             (heard.load for heard in self._heard.values() if heard.load.variant == variant),
             key=lambda load: load.replica_id,
         )
-
-    def serving(self, variants: Sequence[str]) -> bool:
-        """Whether each of these has a replica."""
-        return all(self.loads(variant) for variant in variants)
 
     def forget(self, replica_id: str, reason: str) -> None:
         """It is gone: nothing is sent there any more, and what runs there ends."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -46,14 +47,19 @@ class Surface:
         self._view = view
         self._dispatcher = dispatcher
         keys_file = config.auth.keys_file
-        self._guard = KeyFileGuard(Path(keys_file)) if keys_file else NoGuard()
+        self.guard = KeyFileGuard(Path(keys_file)) if keys_file else NoGuard()
         self._limit = ConcurrencyLimit(config.auth.max_concurrent_requests)
-        self._created = 0
-        self.draining = False
+        self._created_s = int(time.time())
+        self._draining = False
 
     @property
     def in_flight(self) -> int:
         return self._limit.in_flight
+
+    def drain(self) -> None:
+        """Nothing new is taken; what runs goes on."""
+        self._draining = True
+        self._dispatcher.drain()
 
     def api(self) -> FastAPI:
         api = FastAPI(title="quantfleet", docs_url="/docs", redoc_url=None)
@@ -121,20 +127,20 @@ class Surface:
         """200 when every variant that should serve does."""
         needed = [name for name in self._config.variants if self._config.replicas(name).min >= 1]
         missing = [name for name in needed if not self._view.loads(name)]
-        if self.draining or missing:
-            status = "draining" if self.draining else "starting"
+        if self._draining or missing:
+            status = "draining" if self._draining else "starting"
             return JSONResponse({"status": status, "missing": missing}, status_code=503)
         return JSONResponse({"status": "ok"})
 
     def _model(self, name: str) -> dict[str, Any]:
-        return {"id": name, "object": "model", "created": 0, "owned_by": "quantfleet"}
+        return {"id": name, "object": "model", "created": self._created_s, "owned_by": "quantfleet"}
 
     def _caller(self, request: Request) -> str:
-        return self._guard.caller(request.headers.get("authorization"))
+        return self.guard.caller(request.headers.get("authorization"))
 
     async def _answer(self, request: Request, kind: type[Body], answer: Answerer) -> Response:
         caller = self._caller(request)
-        if self.draining:
+        if self._draining:
             raise shutting_down()
         with ExitStack() as ends:
             ends.enter_context(self._limit.held(caller))
@@ -165,9 +171,7 @@ class Ingress:
         return self._surface.api()
 
     async def drain(self) -> None:
-        """Nothing new is taken; what runs goes on."""
-        self._surface.draining = True
-        self._dispatcher.drain()
+        self._surface.drain()
 
     async def in_flight(self) -> int:
         return self._surface.in_flight

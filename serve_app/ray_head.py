@@ -12,6 +12,7 @@ import os
 import select
 import signal
 import sys
+import traceback
 from contextlib import suppress
 
 import psutil
@@ -26,6 +27,16 @@ END_TIMEOUT_S = 2.0
 def main(temp_dir: str, num_cpus: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    try:
+        hold_ray(temp_dir, num_cpus)
+    except Exception:
+        traceback.print_exc()
+    finally:
+        end_descendants()
+        os._exit(0)  # ray.shutdown at exit would look for what is gone by now
+
+
+def hold_ray(temp_dir: str, num_cpus: int) -> None:
     import ray
 
     ray.init(
@@ -38,15 +49,9 @@ def main(temp_dir: str, num_cpus: int) -> None:
         _node_ip_address="127.0.0.1",
         _temp_dir=temp_dir,
     )
-    # Ray's own handler would leave the processes to the kernel's order of killing them.
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    try:
-        print(ray.get_runtime_context().gcs_address, flush=True)
-        wait_for_eof()
-    finally:
-        with suppress(Exception):
-            ray.shutdown()
-        end_descendants()
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # Ray's own handler would end this process before the others
+    print(ray.get_runtime_context().gcs_address, flush=True)
+    wait_for_eof()
 
 
 def wait_for_eof() -> None:

@@ -84,6 +84,7 @@ class ReplicaLink:
         try:
             answer = await asyncio.shield(call)
         except asyncio.CancelledError:
+            self._discard(ids)
             self._spawn(self._abort_after(call, ids))
             raise
         except Exception as error:
@@ -126,7 +127,6 @@ class ReplicaLink:
         """Calls may overtake one another, so the abort waits for the submission's answer."""
         with suppress(Exception):
             await submission
-        self._discard(request_ids)
         await self._abort(request_ids)
 
     async def _abort(self, request_ids: list[str]) -> None:
