@@ -51,7 +51,7 @@ def predict(
     model: CostModel, limits: ReplicaLimits, backlog: Backlog, *, prompt_tokens: int, output_tokens: float
 ) -> Prediction:
     tpot_s, batch = _tpot(model, limits, backlog, prompt_tokens, output_tokens)
-    wait_s = _wait_s(limits, backlog, prompt_tokens + output_tokens, output_tokens * tpot_s)
+    wait_s = _wait_s(limits, backlog, prompt_tokens, output_tokens, tpot_s)
     decodes_s = model.step_s(_with_prefill(backlog, 0, 0)) if backlog.decoding else 0.0
     ttft_s = wait_s + backlog.step_time_ratio * _prefill_s(model, limits, backlog, prompt_tokens, decodes_s)
     # What its prompt adds to the steps of the decodes; all of the steps where there is nothing else in them.
@@ -94,12 +94,19 @@ def _prefill_s(
     return decodes_s / 2 + full_s + rest_s
 
 
-def _wait_s(limits: ReplicaLimits, backlog: Backlog, needed_tokens: float, life_s: float) -> float:
-    """Until sequences have ended that hold what is missing: all of them end within one life, evenly."""
+def _wait_s(limits: ReplicaLimits, backlog: Backlog, prompt_tokens: int, output_tokens: float, tpot_s: float) -> float:
+    """Until sequences have ended that hold what is missing: all of them end within one life, evenly.
+
+    Promises count as far as requests like this one come to use them: most clients set max_tokens far above that, and
+    the engine preempts where it was wrong.
+    """
     if not backlog.decoding:
         return 0.0
-    free = backlog.kv_capacity_tokens - backlog.kv_used_tokens - backlog.kv_promised_tokens
-    kv_share = max(0.0, needed_tokens - free) / max(1, backlog.kv_used_tokens)
+    life_s = output_tokens * tpot_s
+    likely_tokens = backlog.prefill_tokens + (backlog.decoding + backlog.waiting) * output_tokens
+    promised_tokens = min(backlog.kv_promised_tokens, likely_tokens)
+    needed_tokens = backlog.kv_used_tokens + promised_tokens + prompt_tokens + output_tokens
+    kv_share = max(0.0, needed_tokens - backlog.kv_capacity_tokens) / max(1, backlog.kv_used_tokens)
     ahead = backlog.decoding + backlog.waiting + 1 - limits.max_sequences
     slot_share = max(0, ahead) / backlog.decoding
     return life_s * max(kv_share, slot_share)

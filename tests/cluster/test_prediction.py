@@ -64,10 +64,11 @@ def test_a_prompt_longer_than_a_step_reads_its_own_context() -> None:
 
 
 def test_it_waits_for_cache_that_is_promised_and_for_a_slot() -> None:
-    crowded = replace(BUSY, kv_used_tokens=10_000, kv_promised_tokens=6300)
+    crowded = replace(BUSY, kv_used_tokens=16_000, kv_promised_tokens=300)
     roomy = replace(crowded, kv_promised_tokens=100)
     assert predicted(crowded).wait_s > 0
     assert predicted(crowded).ttft_s == pytest.approx(predicted(roomy).ttft_s + predicted(crowded).wait_s)
+    assert predicted(replace(BUSY, kv_promised_tokens=10**6)).wait_s == 0, "eight requests of 50 tokens need 400"
     assert predicted(replace(BUSY, decoding=32)).wait_s > 0
     assert predicted(replace(BUSY, decoding=31)).wait_s == 0
 

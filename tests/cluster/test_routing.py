@@ -109,7 +109,7 @@ def test_throughput_goes_to_the_fullest_batch_that_has_room(router: SloRouter) -
     router.update(load_of("int8", "int8-1", decode_sequences=3, kv_tokens_used=600), now_s=0.0)
     assert chosen(router, query(THROUGHPUT)).replica_id == "int8-1"
     assert "least cost of 2 meeting quality>=0.97" in chosen(router, query(THROUGHPUT)).reason
-    full = load_of("int8", "int8-1", decode_sequences=3, kv_tokens_used=10_000, promised_kv_tokens=6384)
+    full = load_of("int8", "int8-1", decode_sequences=3, kv_tokens_used=16_300, promised_kv_tokens=150)
     router.update(full, now_s=0.0)
     assert chosen(router, query(THROUGHPUT)).replica_id == "int8-0"
 
