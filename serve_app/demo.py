@@ -150,24 +150,27 @@ def _class_name(ask: Ask) -> str:
     )
 
 
-def answers_table(answers: list[Answer]) -> Table:
-    table = Table(title="Online requests: who served each, and why", title_justify="left")
-    for heading in ("asked for", "variant", "why"):
+def print_answers(answers: list[Answer], console: Console) -> None:
+    """One line each, and under them the reasons, in the order of the lines."""
+    table = Table(title="Online requests (predicted in brackets)", title_justify="left")
+    for heading in ("", "asked for", "variant"):
         table.add_column(heading, overflow="fold")
-    for heading in ("TTFT ms\n(predicted)", "TPOT ms\n(predicted)", "tokens", "tok/s"):
-        table.add_column(heading, justify="right")
-    for answer in answers:
-        how = "stream" if answer.ask.stream else "whole"
+    for heading in ("TTFT ms", "TPOT ms", "tokens", "tok/s"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for number, answer in enumerate(answers, 1):
         table.add_row(
-            f"{_class_name(answer.ask)}, {how}",
+            str(number),
+            f"{_class_name(answer.ask)}{'' if answer.ask.stream else ', not streamed'}",
             answer.variant,
-            answer.reason,
             f"{_ms(answer.ttft_ms)} ({answer.predicted_ttft_ms})",
             f"{_ms(answer.tpot_ms)} ({answer.predicted_tpot_ms})",
             str(answer.tokens),
             f"{answer.tokens / answer.total_s:.1f}",
         )
-    return table
+    console.print(table)
+    console.print("Why:")
+    for number, answer in enumerate(answers, 1):
+        console.print(f"{number:>3}. {answer.reason}", highlight=False, markup=False)
 
 
 def _ms(value: float | None) -> str:
@@ -177,16 +180,7 @@ def _ms(value: float | None) -> str:
 def fleet_table(state: dict[str, Any]) -> Table:
     """The replicas as /v1/fleet tells them."""
     table = Table(title="The fleet after the requests (/v1/fleet)", title_justify="left")
-    for heading in (
-        "variant",
-        "replica",
-        "KV used",
-        "KV free",
-        "decoding",
-        "waiting",
-        "measured/predicted step",
-        "RSS MB",
-    ):
+    for heading in ("variant", "replica", "KV used", "KV free", "cached", "measured / predicted", "RSS MB"):
         table.add_column(heading, justify="left" if heading in ("variant", "replica") else "right")
     for variant in state["variants"]:
         for replica in variant["replicas"]:
@@ -195,8 +189,7 @@ def fleet_table(state: dict[str, Any]) -> Table:
                 replica["replica_id"],
                 str(replica["kv_tokens_used"]),
                 str(replica["kv_tokens_free"]),
-                str(replica["decode_sequences"]),
-                str(replica["waiting_requests"]),
+                str(replica["kv_tokens_cached"]),
                 f"{replica['step_time_ratio']:.2f}",
                 f"{replica['rss_bytes'] / 1e6:.0f}",
             )
@@ -230,7 +223,7 @@ def run_demo(config: FleetConfig, console: Console, rows: int = 23) -> None:
     with fleet(config.at(None, 0), console=console) as running:
         console.print("[bold]Online requests[/bold]")
         answers = asyncio.run(send_all(running.base_url, config.model.name, demo_requests(config), console))
-        console.print(answers_table(answers))
+        print_answers(answers, console)
         state = httpx.get(f"{running.base_url}/fleet", timeout=10.0).raise_for_status().json()
         console.print(fleet_table(state))
         console.print("[bold]Batch job[/bold]")
