@@ -34,6 +34,8 @@ class LengthSample:
 class BatchChoice:
     batch: int
     slice_rows: int
+    step_s: float
+    """Predicted, at B_best."""
     arithmetic: str
 
 
@@ -74,4 +76,5 @@ def choose_batch(engine: EngineChoice, sample: LengthSample, max_tokens: int, nu
     if batch < best.batch:
         arithmetic += f"; but the input has {num_rows} rows"
     # Half a batch a slice: with several slices in the engine, the end of one never leaves it less than full.
-    return BatchChoice(batch=batch, slice_rows=max(MIN_SLICE_ROWS, -(-batch // 2)), arithmetic=arithmetic)
+    slice_rows = max(MIN_SLICE_ROWS, -(-batch // 2))
+    return BatchChoice(batch=batch, slice_rows=slice_rows, step_s=best.step_s, arithmetic=arithmetic)

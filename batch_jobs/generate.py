@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 
 COMMIT_INTERVAL_S = 30.0
 """The most work that a kill can cost, beside the rows in flight."""
+MIN_NO_PROGRESS_S = 600.0
+SLICE_TIMES = 20
+"""How many times longer than predicted a slice may take: the rows of a few slices share the engine's places."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,6 +142,7 @@ def _planned(prepared: PreparedJob) -> Dataset:
         slice_bytes=round(batch.slice_rows * prepared.sample.mean_row_bytes),
         num_engines=prepared.job.num_engines,
         num_readers=min(len(prepared.files), max(1, usable_cores() // 2)),
+        no_progress_s=max(MIN_NO_PROGRESS_S, SLICE_TIMES * prepared.job.max_tokens * batch.step_s),
     )
     longest_tokens = prepared.sample.max_prompt_tokens + prepared.job.max_tokens
     spec = prepared.engine.spec_for_batch(batch.batch, longest_tokens)
@@ -146,10 +150,10 @@ def _planned(prepared: PreparedJob) -> Dataset:
 
 
 def _write_results(results: Dataset, folder: OutputFolder, tally: Tally, bar: JobBar) -> None:
-    committed_s = time.monotonic()
-    blocks = iter(results.iter_batches(batch_size=None, batch_format="pyarrow"))
+    committed_s: float | None = None
     try:
-        for block in blocks:
+        for block in results.iter_batches(batch_size=None, batch_format="pyarrow"):
+            committed_s = committed_s or time.monotonic()
             tally.add(block)
             folder.add(block.select(RESULT_SCHEMA.names))
             bar.show(tally)

@@ -9,11 +9,15 @@ import logging
 import os
 import secrets
 import shutil
+import signal
 import sys
 import tempfile
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 
+import engine
 from cluster.cpu_host import usable_cores
 
 OBJECT_STORE_BYTES = 256 * 2**20
@@ -22,24 +26,25 @@ OBJECT_STORE_BYTES = 256 * 2**20
 
 @contextmanager
 def job_ray() -> Iterator[None]:
-    _set_authentication()
-    import ray
-
-    if ray.is_initialized():
+    if "ray" in sys.modules and sys.modules["ray"].is_initialized():
         yield
         return
     address = os.environ.get("RAY_ADDRESS")
     folder = None if address else tempfile.mkdtemp(prefix="qfjob-")  # short: unix sockets lie in it, 107 bytes at most
-    try:
-        if folder is None:
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-        else:
-            _start(f"{folder}/ray")  # Ray opens its folder to everyone; the one around it stays closed
-        yield
-    finally:
-        ray.shutdown()
-        if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)
+    with _environment({} if address else _settings()):
+        import ray  # reads the settings
+
+        try:
+            with _keeping_signal_handlers():
+                if folder is None:
+                    ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+                else:
+                    _start(f"{folder}/ray")  # Ray opens its folder to everyone; the one around it stays closed
+            yield
+        finally:
+            ray.shutdown()
+            if folder is not None:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _start(folder: str) -> None:
@@ -57,11 +62,46 @@ def _start(folder: str) -> None:
     )
 
 
-def _set_authentication() -> None:
-    """A token that only this process and its children know: other users of this host reach loopback too, and whoever
-    reaches Ray runs code. Without one Ray writes its own into $HOME/.ray, which changes every later `ray start`."""
-    if os.environ.keys() & {"RAY_AUTH_MODE", "RAY_ADDRESS"}:
-        return
-    os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+def _settings() -> dict[str, str]:
+    settings = {
+        "RAY_USAGE_STATS_ENABLED": "0",
+        # Its name aside, off keeps Ray on loopback: otherwise it puts the host's own address in the place of 127.0.0.1.
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        "OMP_NUM_THREADS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "PYTHONPATH": os.pathsep.join(
+            [str(Path(engine.__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+        ),
+    }
+    if "RAY_AUTH_MODE" in os.environ:
+        return settings
+    # A token that only this process and its children know: other users of this host reach loopback too, and whoever
+    # reaches Ray runs code. Without one Ray writes its own into $HOME/.ray, which changes every later `ray start`.
+    settings["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     if "ray" not in sys.modules:  # once imported it no longer reads the mode, but ray.init sets it to token itself
-        os.environ["RAY_AUTH_MODE"] = "token"
+        settings["RAY_AUTH_MODE"] = "token"
+    return settings
+
+
+@contextmanager
+def _environment(settings: Mapping[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in settings}
+    os.environ.update(settings)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+@contextmanager
+def _keeping_signal_handlers() -> Iterator[None]:
+    """ray.init sets one for SIGTERM that ends the process without its `finally`."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    if threading.current_thread() is threading.main_thread():
+        for number, handler in handlers.items():
+            signal.signal(number, handler)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -38,6 +39,8 @@ class PipelineSizes:
     """About what a slice of encoded rows weighs."""
     num_engines: int
     num_readers: int
+    no_progress_s: float
+    """Without a finished slice for so long the job ends; an engine that dies idle is noticed by nothing else."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +106,9 @@ def plan(
         max_tasks_in_flight_per_actor=CALLS_PER_ACTOR + 1,
         enable_true_multi_threading=True,
     )
-    with DataContext.current(_data_context(sizes)):
+    with DataContext.current(_data_context(sizes)), warnings.catch_warnings():
+        # max_restarts has no named parameter yet; Ray is pinned, and 2.64 is where the unnamed ones go.
+        warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
         rows = ray.data.read_datasource(
             RowSource(files, columns, sizes.slice_rows), compute=readers, num_cpus=0, override_num_blocks=len(files)
         )
@@ -129,12 +134,13 @@ def _data_context(sizes: PipelineSizes) -> DataContext:
     context.enable_progress_bars = False
     # A table is cut only where it has 1.5 times the target, and held back only where it has less than it.
     context.target_max_block_size = max(1, sizes.slice_bytes * 3 // 4)
+    context.execution_no_progress_timeout_s = sizes.no_progress_s
     return context
 
 
 @contextmanager
 def quiet_ray_data() -> Iterator[None]:
-    """Keeps Ray Data's own lines off the console, where the job shows its progress; its log file has them still."""
+    """Keeps Ray Data's lines off the console, where the job shows its progress; an error reaches the caller as such."""
     console = [
         handler
         for handler in logging.getLogger("ray.data").handlers
@@ -142,7 +148,7 @@ def quiet_ray_data() -> Iterator[None]:
     ]
     levels = [handler.level for handler in console]
     for handler in console:
-        handler.setLevel(logging.ERROR)
+        handler.setLevel(logging.CRITICAL + 1)
     try:
         yield
     finally:
