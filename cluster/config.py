@@ -183,7 +183,9 @@ class FleetConfig(Section):
             "host": host or self.http.host,
             "port": self.http.port if port is None else port,
         }
-        return validated(FleetConfig, self.model_dump(by_alias=True) | {"http": http}, "--host, --port")
+        return validated(
+            FleetConfig, self.model_dump(by_alias=True, exclude_unset=True) | {"http": http}, "--host, --port"
+        )
 
     @field_validator("accelerator", mode="before")
     @classmethod

@@ -46,14 +46,15 @@ def int8_gain() -> float:
 def usable_cores() -> int:
     """Those this process may run on, and no more than a container's CPU quota pays for."""
     allowed = len(os.sched_getaffinity(0))
-    quota = cgroup_cores(_read("/sys/fs/cgroup/cpu.max"))
+    version_1 = [_read(f"/sys/fs/cgroup/cpu/cpu.cfs_{name}_us") for name in ("quota", "period")]
+    quota = cgroup_cores(_read("/sys/fs/cgroup/cpu.max") or " ".join(version_1))
     return max(1, min(allowed, ceil(quota)) if quota else allowed)
 
 
 def cgroup_cores(cpu_max: str) -> float | None:
-    """Of "200000 100000": 2.0; of "max 100000" or no file: None."""
+    """Of "200000 100000": 2.0; of "max 100000", version 1's "-1 100000", or no file: None."""
     fields = cpu_max.split()
-    return None if len(fields) < 2 or fields[0] == "max" else int(fields[0]) / int(fields[1])
+    return None if len(fields) < 2 or fields[0] in ("max", "-1") else int(fields[0]) / int(fields[1])
 
 
 def usable_memory_bytes() -> int:

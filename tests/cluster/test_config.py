@@ -124,6 +124,7 @@ def test_an_address_from_the_command_line_is_checked_like_the_files() -> None:
     config = FleetConfig.built_in()
     assert config.at(None, 9000).http.port == 9000
     assert config.at(None, 9000).variants == config.variants
+    assert "max_context" not in config.at(None, 9000).engine.model_fields_set, "a default is not a figure of the file"
     with pytest.raises(UserError, match=r"auth.keys_file: required, because http.host 0.0.0.0"):
         config.at("0.0.0.0", None)
 

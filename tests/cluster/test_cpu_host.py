@@ -10,7 +10,8 @@ from cluster.cpu_host import cgroup_cores, measure, usable_cores, usable_memory_
 
 
 @pytest.mark.parametrize(
-    ("text", "cores"), [("max 100000", None), ("200000 100000\n", 2.0), ("150000 100000", 1.5), ("", None)]
+    ("text", "cores"),
+    [("max 100000", None), ("200000 100000\n", 2.0), ("150000 100000", 1.5), ("-1\n 100000\n", None), ("", None)],
 )
 def test_cpu_quota(text: str, cores: float | None) -> None:
     assert cgroup_cores(text) == cores
