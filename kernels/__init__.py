@@ -1,1 +1,1 @@
-"""Tensor operations of the engine, one a file, each with its reference; they know tensors and nothing of models, requests or configs."""
+"""Tensor operations, one a file, each with its reference; they know nothing of models, requests or configs."""

@@ -6,8 +6,8 @@ out = silu(gate) * up, silu(g) = g / (1 + e^-g), with gate and up side by side i
 from functools import cache
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import functional
 
 
 def silu_mul(gate_up: Tensor) -> Tensor:
@@ -19,7 +19,7 @@ def silu_mul(gate_up: Tensor) -> Tensor:
 
 def silu_mul_reference(gate_up: Tensor) -> Tensor:
     gate, up = gate_up.chunk(2, dim=-1)
-    return F.silu(gate) * up
+    return functional.silu(gate) * up
 
 
 @cache

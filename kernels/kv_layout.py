@@ -51,7 +51,7 @@ def allocate_kv_cache(
     dtype: torch.dtype = torch.bfloat16,
     device: torch.device | str = "cpu",
 ) -> list[LayerCache]:
-    """Zeroed caches of all layers, num_blocks * kv_block_bytes in size; on a CPU a page costs memory once it is written."""
+    """Zeroed caches of all layers, num_blocks * kv_block_bytes; on a CPU a page costs memory once it is written."""
     if dtype not in (torch.bfloat16, torch.float32):
         raise ValueError(f"the KV cache is bfloat16 or float32, not {dtype}")
     if block_size % 8 or head_dim % 2:

@@ -1,7 +1,7 @@
 """x @ weight.T with 4-bit NormalFloat weights (QLoRA, Dettmers et al. 2023); does not know which layer it is.
 
-weight = table[code] * absmax of its block of 64 along K. Codes and absmax equal those of bitsandbytes; with double
-quantisation absmax itself is an 8-bit code in the checkpoint, and pack_nf4 makes it fp32 again (0.4 bits a weight more).
+weight = table[code] * absmax of its block of 64 along K. Codes and absmax equal those of bitsandbytes. With double
+quantisation absmax itself is an 8-bit code in the checkpoint; pack_nf4 makes it fp32 again (0.4 bits a weight more).
 """
 
 from dataclasses import dataclass

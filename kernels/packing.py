@@ -1,13 +1,14 @@
 """Bit layouts of packed weights and caches, both directions, on any device; knows no arithmetic of an operation.
 
 A panel is LANES output rows side by side, so that one SIMD load takes the same k of all of them:
-bf16 and int8 [panels, K/2, LANES, 2] (a lane holds a pair of k), fp32 [panels, K, LANES],
-4-bit codes [panels, K/4, 2 * LANES] bytes (two k in the low nibbles, two in the high), block scales [panels, K/block, LANES].
+bf16 and int8 [panels, K/2, LANES, 2] (a lane holds a pair of k), fp32 [panels, K, LANES, 1],
+4-bit codes [panels, K/4, 2 * LANES] bytes (two k in the low nibbles, two in the high ones),
+block scales [panels, K/block, LANES].
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import functional
 
 LANES = 16
 
@@ -18,7 +19,7 @@ def pad_to(tensor: Tensor, dim: int, multiple: int) -> Tensor:
     if not missing:
         return tensor
     widths = [0] * (2 * (tensor.dim() - dim - 1)) + [0, missing]
-    return F.pad(tensor, widths)
+    return functional.pad(tensor, widths)
 
 
 def panels_of(rows: Tensor, group: int) -> Tensor:
@@ -38,16 +39,12 @@ def rows_of(panels: Tensor, num_rows: int, num_columns: int) -> Tensor:
 # where the two k of a byte's low (or high) nibbles go: byte 0..3 of a 16-byte half, then 4..7, ...
 # are what the AVX2 unpack instructions make four consecutive lanes of
 _NIBBLE_ORDER = [
-    16 * k + 8 * upper + 4 * half + lane
-    for half in (0, 1)
-    for k in (0, 1)
-    for upper in (0, 1)
-    for lane in range(4)
+    16 * k + 8 * upper + 4 * half + lane for half in (0, 1) for k in (0, 1) for upper in (0, 1) for lane in range(4)
 ]
 
 
 def pack_nibbles(codes: Tensor) -> Tensor:
-    """uint8 codes 0 .. 15 [N, K] -> [panels, K/4, 32] bytes: low nibbles hold k and k + 1, high ones k + 2 and k + 3."""
+    """uint8 codes 0 .. 15 [N, K] -> [panels, K/4, 32] bytes: k and k + 1 in low nibbles, then two in high ones."""
     groups = panels_of(codes, 4).transpose(2, 3).flatten(2)
     low, high = (half[..., _NIBBLE_ORDER] for half in groups.split(2 * LANES, dim=-1))
     return low | (high << 4)

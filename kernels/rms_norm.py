@@ -1,4 +1,4 @@
-"""Root-mean-square norm over the last dimension, with the residual sum before it; does not know which norm of the model it is.
+"""Root-mean-square norm over the last dimension, with the residual sum before it; does not know which norm it is.
 
 out = h / sqrt(mean(h^2) + eps) * weight, where h = x, or residual + x, which then replaces the residual.
 """

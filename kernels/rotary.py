@@ -1,4 +1,4 @@
-"""Rotary position embedding (rotate-half, as in Hugging Face's Llama) and the write into the key-value cache; knows no layer.
+"""Rotary position embedding (rotate-half, as Hugging Face's Llama) and the write into the cache; knows no layer.
 
 q', k' = (a cos - b sin, b cos + a sin) for the halves a, b of each head. Queries are not scaled here.
 """

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import functional
 
 from kernels.packing import LANES
 
@@ -97,7 +97,7 @@ def sample(logits: Tensor, batch: SamplingBatch) -> SampledTokens:
     cpu, pool = _cpu()
     num_rows, vocab = logits.shape
     if vocab % LANES:
-        logits = F.pad(logits, (0, -vocab % LANES), value=float("-inf"))
+        logits = functional.pad(logits, (0, -vocab % LANES), value=float("-inf"))
     logits = logits if logits.is_contiguous() else logits.contiguous()
     count = logits.shape[1]
     floats, integers = _parameter_tables(batch, num_rows, cpu)

@@ -1,4 +1,4 @@
-"""The number of threads of the CPU path, chosen once a process; it does not know what they compute, and torch's own threads are another matter."""
+"""The number of threads of the CPU path, chosen once a process; knows neither what they compute nor torch's threads."""
 
 from functools import cache
 from typing import Any

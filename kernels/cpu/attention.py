@@ -1,4 +1,4 @@
-"""Paged attention and what fills its cache, on raw bytes; knows no scheduler: decode and prefill rows are the same to it.
+"""Paged attention on raw bytes; knows no scheduler: decode and prefill rows are the same to it.
 
 A piece of work is a few consecutive rows and one kv head: their query heads form tiles of at most six, as in the
 dense product. Every score is a chain over the head's dimensions, every output a chain over tokens from position 0 up.
@@ -82,7 +82,7 @@ def _softmax(scores, context, end, scale):
 @inline
 def _mix_values(p, p_stride, count, values, table, geometry, context, out, out_stride):
     """out[v] = sum over t of p[v, t] * value of token t"""
-    head_dim, block_size, block_stride, head_bytes, pairing = geometry
+    head_dim, block_size, block_stride, _, pairing = geometry
     step = head_dim * LANE_BYTES
     for dim in range(0, head_dim, LANES):
         source = values + dim * LANE_BYTES
@@ -159,9 +159,7 @@ def _attention_rows(args, item, worker):
             own = np.int64(get_i32(positions + 4 * (row + vector // group))) + 1
             s = scores + vector * score_stride
             set_f32(s + score_stride - 4, ONE / _softmax(s, own, context, scale))
-        _mix_values(
-            scores, score_stride, count, head_values, table, geometry, context, results, wide
-        )
+        _mix_values(scores, score_stride, count, head_values, table, geometry, context, results, wide)
         for vector in range(count):
             r, head = row + vector // group, kv_head * group + vector % group
             inverse = get_f32(scores + (vector + 1) * score_stride - 4)

@@ -54,7 +54,7 @@ _NO_BIAS = torch.zeros(LANES)
 
 
 def matmul(kernel: int, x: Tensor, out_features: int, bias: Tensor | None, *weight: int) -> Tensor:
-    """Launch a kernel that takes the arguments of `dense_panels`; an N that is no multiple of LANES is computed wider and cut."""
+    """Launch a kernel with the arguments of `dense_panels`; an N that is no multiple of LANES is cut afterwards."""
     m, k = x.shape
     panels = -(-out_features // LANES)
     out = torch.empty((m, panels * LANES))

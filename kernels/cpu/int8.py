@@ -1,4 +1,4 @@
-"""LLM.int8() over packed panels: rows of activations to int8, an exact integer product, outliers apart; knows only bytes.
+"""LLM.int8() over packed panels: activations to int8, an exact integer product, outliers apart; knows only bytes.
 
 The integer product has no rounding, and a row's outliers are added in the order of k: no neighbour can change its bits.
 """

@@ -1,4 +1,4 @@
-"""The 4-bit NormalFloat matrix product over packed panels: codes become fp32 in registers or in a panel; knows only bytes.
+"""The 4-bit NormalFloat product over packed panels: codes become fp32 in registers or in a panel; knows only bytes.
 
 Both ways give the same fp32 weight (table[code] * block scale) and add in the order of k, so they agree to the bit.
 A code is looked up a byte of its float32 at a time (vpshufb has sixteen entries of a byte, two a cycle), and the
@@ -8,7 +8,6 @@ order of codes in memory is such that interleaving those bytes yields the lanes 
 import struct
 from typing import Any
 
-import torch
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
@@ -26,7 +25,6 @@ from kernels.cpu.simd import (
     call_llvm,
     f32x16,
     lane_order,
-    lane_part,
     operation,
     pointer,
 )
@@ -50,10 +48,7 @@ GROUP = 4
 def _byte_planes() -> Values:
     """Byte 0, 1, 2 and 3 of each entry's float32, repeated for both 16-byte halves of a register."""
     entries = [struct.pack("<f", value) for value in TABLE]
-    return [
-        ir.Constant(ir.VectorType(I8, BYTES), [entry[plane] for entry in entries] * 2)
-        for plane in range(4)
-    ]
+    return [ir.Constant(ir.VectorType(I8, BYTES), [entry[plane] for entry in entries] * 2) for plane in range(4)]
 
 
 def _look_up(builder: Any, plane: Any, indices: Any) -> Any:
@@ -84,10 +79,7 @@ def _two_k(builder: Any, indices: Any) -> Values:
     words = ir.VectorType(ir.IntType(16), LANES)
     quarters = []
     for upper in (False, True):
-        pairs = [
-            builder.bitcast(_interleave(builder, planes[i], planes[i + 1], upper), words)
-            for i in (0, 2)
-        ]
+        pairs = [builder.bitcast(_interleave(builder, planes[i], planes[i + 1], upper), words) for i in (0, 2)]
         quarters += [_interleave(builder, *pairs, upper=part) for part in (False, True)]
     floats = ir.VectorType(ir.FloatType(), LANES // 2)
     quarters = [builder.bitcast(quarter, floats) for quarter in quarters]
@@ -172,9 +164,7 @@ def _nf4_panels(args, item, worker):
             panel_rows(rows, 1, xr, x_stride, panel_memory, 4 * LANES, k, b, o, out_stride)
 
 
-def matmul(
-    x: Tensor, codes: Tensor, scales: Tensor, block: int, out_features: int, bias: Tensor | None
-) -> Tensor:
+def matmul(x: Tensor, codes: Tensor, scales: Tensor, block: int, out_features: int, bias: Tensor | None) -> Tensor:
     """x [M, K] fp32, codes [panels, K/4, 32] bytes, scales [panels, K/block, LANES] fp32."""
     panel_memory = scratch(num_threads() * 4 * LANES * x.shape[1])
     weight = (codes.data_ptr(), scales.data_ptr(), block, panel_memory)

@@ -1,4 +1,4 @@
-"""The threads of the CPU path: one caller and its helpers claim pieces of one kernel; knows nothing of what a kernel computes.
+"""The threads of the CPU path: a caller and its helpers claim pieces of a kernel; does not know what it computes.
 
 A helper spins for a tenth of a millisecond after its last piece and then sleeps. The caller claims pieces
 too, so a sleeping or descheduled helper costs its help and nothing else, and a launch with one thread is a
@@ -151,9 +151,7 @@ class ThreadPool:
         while _help(self._address, worker):
             self._wake.acquire()
 
-    def launch(
-        self, first: int, first_items: int, second: int, second_items: int, words: tuple[int, ...]
-    ) -> None:
+    def launch(self, first: int, first_items: int, second: int, second_items: int, words: tuple[int, ...]) -> None:
         parked = _launch(self._address, first, first_items, second, second_items, words)
         if parked:
             self._wake.release(parked)

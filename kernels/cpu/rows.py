@@ -1,4 +1,4 @@
-"""Operations on one row at a time (norm, activation): fixed order within a row, nothing across rows; knows only bytes."""
+"""Operations on one row at a time (norm, activation): fixed order within a row, nothing across; knows only bytes."""
 
 import numpy as np
 import torch

@@ -1,4 +1,4 @@
-"""Draws one token from each row of logits, on raw bytes; a row's token depends on its logits, parameters and counter alone.
+"""Draws a token from each row of logits, on raw bytes; it depends on the row's logits, parameters and counter alone.
 
 Nothing is sorted: the cut of top-k and top-p is found by a radix search over the bits of the probabilities.
 """

@@ -16,7 +16,6 @@ from numba.core import cgutils
 from kernels.cpu.simd import (
     F32,
     HOST_FEATURES,
-    I16,
     I32,
     I64,
     LANES,
@@ -117,9 +116,7 @@ def _formats(builder: Any, pairing: Any) -> Iterator[Any]:
             yield _one_f32
 
 
-def _accumulate(
-    builder: Any, decode: Any, slots: Values, x: Any, stride: Any, weight: Any, step: Any, k: Any
-) -> None:
+def _accumulate(builder: Any, decode: Any, slots: Values, x: Any, stride: Any, weight: Any, step: Any, k: Any) -> None:
     """slots += x[:, :k] @ weight[:k], `step` bytes from one decoded group of k to the next."""
     group = 2 if decode is _bf16_pair else 1
     whole = builder.sdiv(k, I64(group))
@@ -202,9 +199,7 @@ def _pairs_multiply_add(builder: Any, a: Any, b: Any) -> Any:
 
 
 @by_rows(*[types.int64] * 6)
-def product_i8(
-    builder: Any, rows: int, x: Any, x_stride: Any, weight: Any, k: Any, out: Any, out_stride: Any
-) -> None:
+def product_i8(builder: Any, rows: int, x: Any, x_stride: Any, weight: Any, k: Any, out: Any, out_stride: Any) -> None:
     """out[r] = x[r, :k] @ weight[:k] as int32: x int16, weight int8 with a pair of k in each lane, k even."""
     bytes_loaded = ir.VectorType(ir.IntType(8), 2 * LANES)
     slots = accumulators(builder, ir.Constant(i32x16.one, None), rows)
