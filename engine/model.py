@@ -26,12 +26,15 @@ class Decoder:
             config.shape.head_dim, max_context, config.rope["rope_theta"], config.rope, device=device
         )
 
-    def hidden_states(self, batch: TokenBatch, kv_cache: list[LayerCache]) -> Tensor:
+    def embed(self, token_ids: Tensor) -> Tensor:
+        """[T] -> [T, hidden] fp32: what the residual stream starts with."""
+        return self._embedding.rows(token_ids)
+
+    def hidden_states(self, residual: Tensor, batch: TokenBatch, kv_cache: list[LayerCache]) -> Tensor:
         """[T, hidden], normed and ready for the head; K and V of the batch's tokens are in the cache afterwards.
 
-        Each block adds to the residual stream twice; both sums happen inside the norm that reads them next.
+        Each block adds to the residual stream, in place, twice; both sums happen inside the norm that reads them next.
         """
-        residual = self._embedding.rows(batch.token_ids)
         x = rms_norm(residual, self._norms[0], self._eps)
         for layer, cache, next_norm in zip(self._layers, kv_cache, self._norms[1:], strict=True):
             attended = self._attention(x, layer, cache, batch)

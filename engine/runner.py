@@ -11,6 +11,7 @@ from torch import Tensor
 
 from cluster.engine_spec import EngineSpec
 from cluster.request import GenerationRequest, SamplingParams, TokenLogprob
+from engine.decode_steps import DecodeSteps
 from engine.decoder_config import DecoderConfig
 from engine.decoder_weights import load_decoder_weights
 from engine.linear import FLOAT_DTYPES
@@ -56,7 +57,17 @@ class Runner:
             dtype=dtype,
             device=spec.device,
         )
+        self._decode_steps = self._recorded_decodes(shape.hidden) if spec.device == "cpu" else None
         self._warm_up()
+
+    def _recorded_decodes(self, hidden_size: int) -> DecodeSteps:
+        return DecodeSteps(
+            self._decoder,
+            self._kv_cache,
+            hidden_size=hidden_size,
+            max_tokens=self._spec.max_sequences,
+            max_blocks=-(-self._spec.max_context // self._spec.block_size),
+        )
 
     def _warm_up(self) -> None:
         """A first step loads every kernel's machine code, 0.5 s that no request should wait for."""
@@ -68,10 +79,14 @@ class Runner:
         """Computes every chunk's K and V, and the next token of each chunk that reaches its sequence's end."""
         with torch.inference_mode():
             batch = TokenBatch.of(chunks, self._spec.block_size, self._spec.device)
-            hidden = self._decoder.hidden_states(batch, self._kv_cache)
-            return self._results(chunks, hidden)
+            if self._decode_steps is not None and len(batch.token_ids) == len(chunks) <= self._spec.max_sequences:
+                hidden, logits = self._decode_steps.run(batch)
+            else:
+                hidden = self._decoder.hidden_states(self._decoder.embed(batch.token_ids), batch, self._kv_cache)
+                logits = None
+            return self._results(chunks, hidden, logits)
 
-    def _results(self, chunks: list[ScheduledChunk], hidden: Tensor) -> list[ChunkResult]:
+    def _results(self, chunks: list[ScheduledChunk], hidden: Tensor, logits: Tensor | None) -> list[ChunkResult]:
         ends = list(accumulate(chunk.num_tokens for chunk in chunks))
         prompt_logprobs = [
             self._prompt_logprobs(chunk, hidden[end - chunk.num_tokens : end])
@@ -80,15 +95,17 @@ class Runner:
         sampling = [index for index, chunk in enumerate(chunks) if chunk.samples]
         results = [ChunkResult(token_id=None, prompt_logprobs=logprobs) for logprobs in prompt_logprobs]
         if sampling:
-            # A step of decodes alone needs every row as it lies.
-            last = hidden if len(sampling) == len(hidden) else hidden[[ends[index] - 1 for index in sampling]]
-            next_tokens = self._next_tokens([chunks[index].sequence for index in sampling], last)
+            if len(sampling) < len(hidden):
+                rows = [ends[index] - 1 for index in sampling]
+                hidden, logits = hidden[rows], None if logits is None else logits[rows]
+            logits = self._decoder.logits(hidden) if logits is None else logits
+            next_tokens = self._next_tokens([chunks[index].sequence for index in sampling], hidden, logits)
             for index, result in zip(sampling, next_tokens, strict=True):
                 results[index] = replace(result, prompt_logprobs=prompt_logprobs[index])
         return results
 
-    def _next_tokens(self, sequences: list[Sequence], hidden: Tensor) -> list[ChunkResult]:
-        drawn = sample(self._decoder.logits(hidden), sampling_batch(sequences, self.eos_token_ids))
+    def _next_tokens(self, sequences: list[Sequence], hidden: Tensor, logits: Tensor) -> list[ChunkResult]:
+        drawn = sample(logits, sampling_batch(sequences, self.eos_token_ids))
         token_ids = drawn.token_ids.tolist()
         # Of 576 normed values, not of 49,152 logits: what is finite here is finite there.
         finite = hidden.sum(dim=1).isfinite().tolist()

@@ -55,6 +55,17 @@ class TokenBatch:
             block_tables=_tensor(tables, device),
         )
 
+    def first(self, num_tokens: int) -> TokenBatch:
+        """The same memory, cut to its first sequences of one token each."""
+        return TokenBatch(
+            token_ids=self.token_ids[:num_tokens],
+            positions=self.positions[:num_tokens],
+            positions_int32=self.positions_int32[:num_tokens],
+            slots=self.slots[:num_tokens],
+            sequence_of_token=self.sequence_of_token[:num_tokens],
+            block_tables=self.block_tables[:num_tokens],
+        )
+
 
 def _tensor(array: np.ndarray, device: str) -> Tensor:
     tensor = torch.from_numpy(array)

@@ -36,7 +36,8 @@ class Model:
         )
 
     def logits(self, *chunks: ScheduledChunk) -> torch.Tensor:
-        hidden = self.decoder.hidden_states(TokenBatch.of(list(chunks), block_size=16), self.cache)
+        batch = TokenBatch.of(list(chunks), block_size=16)
+        hidden = self.decoder.hidden_states(self.decoder.embed(batch.token_ids), batch, self.cache)
         for chunk in chunks:
             chunk.sequence.num_computed_tokens += chunk.num_tokens
         return self.decoder.logits(hidden)

@@ -1,4 +1,4 @@
-"""Launches replayed: the bits of a call for new inputs in the same place, memory that is shared, and what is refused."""
+"""Launches replayed: the bits of a call for new inputs in the same place, shared memory, and what is refused."""
 
 from __future__ import annotations
 
