@@ -21,12 +21,12 @@ class Refusal:
     retry_after_s: float
 
 
-def refusal(load: Load, request: GenerationRequest, max_waiting: int) -> Refusal | None:
+def refusal(load: Load, request: GenerationRequest, *, num_requests: int, max_requests: int) -> Refusal | None:
     """None to admit. An engine with nothing to do admits whatever fits its cache."""
     prompt_tokens, waiting_tokens = len(request.prompt_token_ids), load.waiting_prefill_tokens
     limit = MAX_WAITING_CAPACITIES * load.kv_tokens_capacity
-    if load.waiting_requests >= max_waiting:
-        reason = f"{load.waiting_requests} requests wait already (limit {max_waiting})"
+    if num_requests >= max_requests:
+        reason = f"{num_requests} requests run or wait already, the limit is {max_requests}"
     elif waiting_tokens + prompt_tokens > limit:
         reason = f"{waiting_tokens} prompt tokens wait already, {prompt_tokens} more exceed the limit of {limit}"
     else:

@@ -21,7 +21,8 @@ class ChatTemplate:
     """Turns messages into the text the model was trained on, up to where its answer begins."""
 
     def __init__(self, folder: Path) -> None:
-        config = json.loads((folder / "tokenizer_config.json").read_text())
+        file = folder / "tokenizer_config.json"
+        config = json.loads(file.read_text()) if file.exists() else {}
         self._special_tokens = {
             name: token["content"] if isinstance(token, dict) else token
             for name, token in config.items()

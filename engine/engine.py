@@ -85,7 +85,8 @@ class Engine:
     def add(self, request: GenerationRequest) -> Verdict:
         self._check(request)
         load = self.load()
-        refused = refusal(load, request, self._spec.max_waiting)
+        limit = self._spec.max_sequences + self._spec.max_waiting
+        refused = refusal(load, request, num_requests=len(self._live), max_requests=limit)
         if refused:
             return Verdict(admitted=False, reason=refused.reason, load=load, retry_after_s=refused.retry_after_s)
         sampling = request.sampling

@@ -35,6 +35,9 @@ from engine.wire import (
 STOP_TIMEOUT_S = 5.0
 """A step takes half a second at most; past this the process is killed."""
 
+PYTHON_MODULE = (sys.executable, "-P", "-m")
+"""-P: a file of the user's that is named like one of our packages, in the folder they stand in, is not imported."""
+
 REAP_TIMEOUT_S = 2.0
 """Between the end of its socket and the end of a process: the interpreter's own shutdown."""
 
@@ -71,7 +74,7 @@ class EngineProcess:
         ours.setblocking(False)
         with childs:
             process = subprocess.Popen(
-                [sys.executable, "-m", "engine.process_main", str(childs.fileno()), str(os.getpid())],
+                [*PYTHON_MODULE, "engine.process_main", str(childs.fileno()), str(os.getpid())],
                 pass_fds=[childs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=2,  # what a library prints belongs to the log
@@ -93,7 +96,7 @@ class EngineProcess:
     async def ready(self) -> Load:
         """Waits until the engine serves."""
         await self._started.wait()
-        if self.load is None:
+        if self.load is None or self._ended.is_set():
             raise self._death()
         return self.load
 

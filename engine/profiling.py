@@ -8,6 +8,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -23,7 +24,7 @@ from cluster.models import cache_dir
 from cluster.profile import Profile, ProfileKey, ProfilePoint
 from engine.checkpoint import file_lock
 from engine.engine import StepRunner
-from engine.process import child_environment
+from engine.process import PYTHON_MODULE, child_environment
 from engine.sequence import ScheduledChunk
 from engine.step_meter import step_shape
 from engine.trial import Trial, trial_sequence
@@ -97,7 +98,7 @@ def ensure_profile(spec: EngineSpec) -> Path:
 
 def _measure_in_child(spec: EngineSpec, path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "engine.profiling", str(path)],
+        [*PYTHON_MODULE, "engine.profiling", str(path)],
         input=msgspec.json.encode(spec),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
@@ -119,11 +120,13 @@ def measure_profile(spec: EngineSpec) -> Profile:
     num_blocks = max(trial.num_blocks(spec.block_size) for trial in trials)
     runner = Runner(replace(spec, kv_capacity_tokens=num_blocks * spec.block_size))
     _touch_cache(runner, spec)
+    # With one thread its processor time is the step's time on an idle machine, however busy this one is.
+    clock = time.thread_time if spec.num_threads == 1 and spec.device == "cpu" else time.perf_counter
     points: list[ProfilePoint] = []
     started_s = time.perf_counter()
     for trial in trials:
         if len(points) < MIN_POINTS or time.perf_counter() - started_s < TIME_LIMIT_S:
-            points.append(_measured(runner, trial.chunks(spec.block_size)))
+            points.append(_measured(runner, trial.chunks(spec.block_size), clock))
     return Profile(
         key=profile_key(spec), points=tuple(points), measured_at=datetime.now(UTC).isoformat(timespec="seconds")
     )
@@ -147,12 +150,12 @@ def _touch_cache(runner: StepRunner, spec: EngineSpec) -> None:
         runner.run([ScheduledChunk(sequence=sequence, num_tokens=1) for sequence in sequences])
 
 
-def _measured(runner: StepRunner, chunks: list[ScheduledChunk]) -> ProfilePoint:
+def _measured(runner: StepRunner, chunks: list[ScheduledChunk], clock: Callable[[], float]) -> ProfilePoint:
     times_s: list[float] = []
     while len(times_s) < MAX_REPETITIONS and sum(times_s) < POINT_BUDGET_S:
-        started_s = time.perf_counter()
+        started_s = clock()
         runner.run(chunks)
-        times_s.append(time.perf_counter() - started_s)
+        times_s.append(clock() - started_s)
     return ProfilePoint(shape=step_shape(chunks), step_s=min(times_s))
 
 

@@ -281,12 +281,12 @@ def test_an_engine_that_can_compute_nothing_says_so() -> None:
 
 def test_a_full_engine_refuses_with_a_reason_and_a_time() -> None:
     engine = engine_of(max_sequences=1, max_waiting=2)
-    verdicts = [engine.add(request(str(index))) for index in range(3)]
-    assert [verdict.admitted for verdict in verdicts] == [True, True, False]
-    assert "2 requests wait" in verdicts[2].reason
-    assert verdicts[2].retry_after_s is not None
-    assert verdicts[2].retry_after_s >= 1
-    assert set(drain(engine)) == {"0", "1"}
+    verdicts = [engine.add(request(str(index))) for index in range(4)]
+    assert [verdict.admitted for verdict in verdicts] == [True, True, True, False]
+    assert verdicts[3].reason == "3 requests run or wait already, the limit is 3"
+    assert verdicts[3].retry_after_s is not None
+    assert verdicts[3].retry_after_s >= 1
+    assert set(drain(engine)) == {"0", "1", "2"}
 
 
 def test_waiting_prompt_tokens_are_bounded() -> None:

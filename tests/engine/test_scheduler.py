@@ -190,14 +190,43 @@ def test_nobody_is_preempted_for_one_that_would_not_fit_anyway() -> None:
     loop.run()
 
 
-def test_half_done_prompts_go_on_behind_a_waiting_one_that_does_not_fit() -> None:
-    loop = Loop(num_blocks=9, token_budget=4)
-    loop.add(list(range(1, 17)), 4, priority=0)
-    behind = loop.add(list(range(30, 38)), 2, priority=5)
-    for _ in range(5):
+def test_nobody_is_preempted_for_one_whose_cached_prefix_the_victim_holds() -> None:
+    """Those blocks are not freed for it by the preemption: it wants to share them."""
+    loop = Loop(num_blocks=7)
+    keeper = loop.add(list(range(1, 8)), 4, priority=0)
+    holder = loop.add(list(range(20, 32)), 4, priority=5)
+    loop.step()
+    loop.add([*range(20, 32), *range(50, 60)], 2, priority=1)
+    loop.step()
+    assert loop.scheduler.running == [keeper, holder]
+    loop.run()
+    assert all(output(sequence) == expected(sequence) for sequence in loop.finished)
+
+
+def test_nobody_overtakes_a_waiting_sequence_that_does_not_fit() -> None:
+    loop = Loop(num_blocks=8)
+    loop.add(list(range(1, 17)), 10)
+    loop.step()
+    long = loop.add(list(range(30, 50)), 4)
+    short = loop.add([7], 1)
+    loop.step()
+    assert loop.scheduler.waiting == [long, short]
+    loop.run()
+    assert all(output(sequence) == expected(sequence) for sequence in loop.finished)
+
+
+def test_a_half_done_prompt_goes_on_behind_a_waiting_one_that_does_not_fit() -> None:
+    loop = Loop(num_blocks=14, token_budget=4)
+    loop.add(list(range(1, 17)), 12, priority=0)
+    for _ in range(4):
         loop.step()
-    assert behind.num_computed_tokens == 0 or behind.block_table
-    loop.add(list(range(40, 60)), 4, priority=1)
+    behind = loop.add(list(range(30, 46)), 2, priority=5)
+    loop.step()
+    waiting = loop.add(list(range(40, 76)), 4, priority=1)
+    computed = behind.num_computed_tokens
+    loop.step()
+    assert loop.scheduler.waiting == [waiting]
+    assert behind.num_computed_tokens > computed > 0
     loop.run()
     assert all(output(sequence) == expected(sequence) for sequence in loop.finished)
 
