@@ -13,7 +13,7 @@ from torch import Tensor
 
 from cluster.model_shape import ModelShape
 from cluster.variants import Method, Variant
-from engine.linear import FLOAT_DTYPES, Linear, Packed, linear_of, on_device, pack
+from engine.linear import FLOAT_DTYPES, DenseLinear, Int8Linear, Linear, Nf4Linear, Packed, linear_of, on_device, pack
 from engine.packed_cache import PackedCache
 from engine.weights import CheckpointTensors
 
@@ -119,11 +119,14 @@ class _Loader:
         packed = self._packed("+".join(names), self.variant.method, lambda: self._rows(names, columns))
         return linear_of(packed, bias, self.variant)
 
-    def _head(self) -> Linear:
+    def _head(self) -> DenseLinear | Int8Linear:
         name = "model.embed_tokens" if self.shape.tied_embeddings else "lm_head"
         method: Method = "int8" if self.variant.head == "int8" else "none"
         rows = {name: self.shape.vocab}
-        return linear_of(self._packed(name, method, lambda: self._rows(rows, self.shape.hidden)), None, self.variant)
+        packed = self._packed(name, method, lambda: self._rows(rows, self.shape.hidden))
+        head = linear_of(packed, None, self.variant)
+        assert not isinstance(head, Nf4Linear), "a head is looked up row by row, which 4-bit panels are not made for"
+        return head
 
     def _embedding(self) -> EmbeddingTable:
         table = self._read("model.embed_tokens.weight", self.shape.vocab, self.shape.hidden)

@@ -130,7 +130,7 @@ def _write_tokenizer(file: GgufFile, folder: Path) -> None:
 
 def _tokenizer_config(file: GgufFile, tokens: list[str]) -> dict[str, Any]:
     def token(key: str) -> str:
-        return tokens[file.value(f"tokenizer.ggml.{key}_token_id")]
+        return tokens[int(file.value(f"tokenizer.ggml.{key}_token_id"))]
 
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",

@@ -23,7 +23,9 @@ import kernels.int8_matmul
 import kernels.nf4_matmul
 import kernels.packing
 from cluster.models import cache_dir
-from engine.linear import Packed, PackedInt8, PackedNf4
+from engine.linear import Packed
+from kernels.int8_matmul import PackedInt8
+from kernels.nf4_matmul import PackedNf4
 
 # What decides the bytes of a packed weight: a change in any of these files makes the stored ones stale.
 PACKING_MODULES = (kernels.dense_matmul, kernels.int8_matmul, kernels.nf4_matmul, kernels.packing)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from cluster.engine_spec import EngineSpec
 from cluster.request import GenerationRequest, SamplingParams, TokenLogprob
-from engine.decode_steps import DecodeSteps
 from engine.decoder_config import DecoderConfig
 from engine.decoder_weights import load_decoder_weights
 from engine.linear import FLOAT_DTYPES
@@ -22,6 +22,9 @@ from engine.token_batch import TokenBatch
 from kernels import threads
 from kernels.kv_layout import allocate_kv_cache, kv_block_bytes
 from kernels.sampling import SampledTokens, sample
+
+if TYPE_CHECKING:
+    from engine.decode_steps import DecodeSteps
 
 # Rows of logits at a time where a prompt's own are asked for: 64 x 49,152 x 4 bytes is 12.6 MB, a whole chunk 100 MB.
 PROMPT_LOGPROB_ROWS = 64
@@ -61,6 +64,9 @@ class Runner:
         self._warm_up()
 
     def _recorded_decodes(self, hidden_size: int) -> DecodeSteps:
+        # Imported here: it compiles CPU kernels, of which another device has no use.
+        from engine.decode_steps import DecodeSteps
+
         return DecodeSteps(
             self._decoder,
             self._kv_cache,

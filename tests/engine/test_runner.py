@@ -26,7 +26,7 @@ TEXTS = (
     "<|im_start|>user\nName three colours.<|im_end|>\n<|im_start|>assistant\n",
     "Water boils at 100 degrees Celsius at sea level. At higher altitudes the air pressure is lower, so water " * 6,
 )
-NEW_TOKENS = 24
+NEW_TOKENS = 16
 
 
 @pytest.fixture(scope="module")
