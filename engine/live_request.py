@@ -46,7 +46,7 @@ class LiveRequest:
         )
 
     def _collect_prompt_logprobs(self, result: ChunkResult) -> None:
-        if result.prompt_logprobs is not None and not self._told:
+        if result.prompt_logprobs is not None:
             if self.sequence.num_computed_tokens == 0:  # a prompt preempted half way begins anew
                 self._prompt_logprobs = [None]
             self._prompt_logprobs += result.prompt_logprobs

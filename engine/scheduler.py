@@ -74,8 +74,8 @@ class Scheduler:
             self.waiting.remove(sequence)
 
     def _schedule_decodes(self, chunks: dict[int, ScheduledChunk]) -> None:
-        decodes = [sequence for sequence in self.running if sequence.num_uncomputed_tokens == 1]
-        for sequence in decodes[: self._token_budget]:
+        """They fit the budget: a sequence comes to decode by a chunk that the others' decodes left room for."""
+        for sequence in [sequence for sequence in self.running if sequence.num_uncomputed_tokens == 1]:
             if sequence.block_table and self._grow(sequence, chunks):
                 chunks[sequence.arrival] = ScheduledChunk(sequence=sequence, num_tokens=1)
 

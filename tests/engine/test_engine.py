@@ -232,6 +232,18 @@ def test_prompt_logprobs_come_whole_with_the_first_token_after_chunks_and_a_pree
     assert all(delta.prompt_logprobs is None for delta in others)
 
 
+def test_prompt_logprobs_are_computed_for_cached_prompts_too() -> None:
+    engine = engine_of()
+    prompt = list(range(1, 15))
+    engine.add(request("first", prompt))
+    drain(engine)
+    engine.add(request("scored", prompt, prompt_logprobs=0))
+    delta = drain(engine)["scored"]
+    assert delta.prompt_logprobs is not None
+    assert len(delta.prompt_logprobs) == 14
+    assert delta.cached_tokens == 0
+
+
 def test_preempted_requests_lose_and_repeat_nothing() -> None:
     engine = engine_of(kv_capacity_tokens=64)
     for index in range(8):
@@ -271,9 +283,15 @@ def test_an_error_in_a_result_ends_that_request() -> None:
 
 def test_an_engine_that_can_compute_nothing_says_so() -> None:
     engine = engine_of(runner=PagedHashRunner(32, 4, poison=PROMPT[0]))
+    for _ in range(2):
+        for index in range(MAX_FAILED_STEPS - 1):
+            engine.add(request(str(index)))
+            assert engine.step()[0].finish_reason == "error"
+        engine.add(request("good", [7, 8]))
+        drain(engine)
     for index in range(MAX_FAILED_STEPS - 1):
         engine.add(request(str(index)))
-        assert engine.step()[0].finish_reason == "error"
+        engine.step()
     engine.add(request("last"))
     with pytest.raises(ArithmeticError, match="poison"):
         engine.step()

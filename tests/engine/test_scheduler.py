@@ -60,6 +60,8 @@ class Loop:
         chunks = self.scheduler.schedule()
         assert sum(chunk.num_tokens for chunk in chunks) <= self.token_budget
         assert len(self.scheduler.running) <= self.max_sequences
+        for sequence in self.scheduler.running:
+            assert len(sequence.block_table) == self.pool.blocks_for(len(sequence.token_ids))
         for chunk, result in zip(chunks, self.runner.run(chunks), strict=True):
             self.scheduler.advance(chunk)
             if result.token_id is not None:
@@ -152,6 +154,8 @@ def test_the_largest_rank_is_preempted_and_keeps_its_output() -> None:
     assert second.num_output_tokens > 0
     loop.run()
     assert loop.finished == [first, second]
+    assert first.num_preemptions == 0
+    assert loop.scheduler.num_prefix_hit_tokens == 0, "its own blocks, found again, are no hit"
     assert [output(sequence) for sequence in (first, second)] == [expected(first), expected(second)]
 
 
@@ -201,6 +205,28 @@ def test_nobody_is_preempted_for_one_whose_cached_prefix_the_victim_holds() -> N
     assert loop.scheduler.running == [keeper, holder]
     loop.run()
     assert all(output(sequence) == expected(sequence) for sequence in loop.finished)
+
+
+def test_a_victim_that_holds_the_cached_prefix_frees_less_than_it_seems() -> None:
+    loop = Loop(num_blocks=10)
+    loop.add(list(range(1, 10)), 6, priority=5)
+    loop.add(list(range(20, 33)), 6, priority=6)
+    loop.step()
+    loop.step()
+    urgent = loop.add([*range(20, 32), *range(50, 70)], 1, priority=1)
+    loop.step()
+    assert loop.scheduler.running == [urgent]
+    assert urgent.num_cached_tokens == 12
+    loop.run()
+    assert all(output(sequence) == expected(sequence) for sequence in loop.finished)
+
+
+def test_the_preempted_waits_before_those_who_came_after_it() -> None:
+    loop = Loop(num_blocks=6)
+    _, second, third = (loop.add([index] * 4, 16) for index in (1, 2, 3))
+    while not second.num_preemptions:
+        loop.step()
+    assert loop.scheduler.waiting == [second, third]
 
 
 def test_nobody_overtakes_a_waiting_sequence_that_does_not_fit() -> None:

@@ -235,14 +235,15 @@ def test_a_stream_adds_up_to_the_decode_of_the_whole(data: st.DataObject) -> Non
 @given(data=st.data())
 def test_where_a_stop_string_cuts_does_not_depend_on_the_grouping(data: st.DataObject) -> None:
     codec = smollm2()
-    letters = [codec.encode(letter)[0] for letter in "abc"]
-    token_ids = data.draw(st.lists(st.sampled_from(letters), max_size=14))
+    words = [codec.encode(word) for word in ("a", "b", "c", "ab", "ac", "abb", "cab", "acc", "bab")]
+    pieces = [word[0] for word in words if len(word) == 1]
+    assert len(pieces) > 5
+    token_ids = data.draw(st.lists(st.sampled_from(pieces), max_size=14))
     stop = data.draw(st.lists(st.text("abc", min_size=1, max_size=4), min_size=1, max_size=3))
     text = codec.decode(token_ids)
     ends = [text.find(each) + len(each) for each in stop if each in text]
     stream = StreamDetokenizer(codec, stop=stop)
-    pieces = [stream.push(group) for group in grouped(token_ids, data)]
-    streamed = "".join(pieces) + stream.finish()
+    streamed = "".join(map(stream.push, grouped(token_ids, data))) + stream.finish()
     assert stream.stopped == bool(ends)
     if ends:
         ending = max((each for each in stop if text[: min(ends)].endswith(each)), key=len)
@@ -266,6 +267,14 @@ def test_what_may_become_a_stop_string_is_held_back(codec: TextCodec) -> None:
     assert pieces == ["Hi", "", "\n\nUsed ", "", "ENd.", ""]
     assert stream.stopped
     assert stream.push(codec.encode("more")) + stream.finish() == ""
+
+
+def test_of_two_stop_strings_in_one_token_the_one_that_ends_first_counts(codec: TextCodec) -> None:
+    hello = codec.encode("hello")
+    assert len(hello) == 1
+    assert StreamDetokenizer(codec, stop=["hello", "ll"]).push(hello) == "he"
+    assert StreamDetokenizer(codec, stop=["l", "ell"]).push(hello) == "he"
+    assert StreamDetokenizer(codec, stop=["ll", "ell"]).push(hello) == "h"
 
 
 def test_the_end_of_the_tokens_releases_what_was_held(codec: TextCodec) -> None:
