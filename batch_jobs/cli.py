@@ -89,7 +89,7 @@ def generate(
         num_engines=engines,
     )
     console = Console()
-    with _interruptible():
+    with interruptible():
         try:
             report = run_generate(job, console)
         except KeyboardInterrupt:
@@ -99,7 +99,7 @@ def generate(
 
 
 @contextmanager
-def _interruptible() -> Iterator[None]:
+def interruptible() -> Iterator[None]:
     """SIGTERM ends a job as SIGINT does, also where SIGINT was inherited as ignored (a shell's background job)."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     for number in before:

@@ -1,6 +1,5 @@
 """Many callers, one real engine: nobody's rows are lost, mixed up or changed by their neighbours."""
 
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -71,13 +70,8 @@ class FailingEngine:
         return self._engine.step()
 
 
-@pytest.fixture
-def failing(spec: EngineSpec) -> Iterator[Callable[[], FailingEngine]]:
-    yield lambda: FailingEngine(build_engine(spec))
-
-
-def test_an_engine_that_fails_fails_every_caller(failing: Callable[[], FailingEngine]) -> None:
-    feeder = EngineFeeder(failing)  # type: ignore[arg-type]
+def test_an_engine_that_fails_fails_every_caller(spec: EngineSpec) -> None:
+    feeder = EngineFeeder(lambda: FailingEngine(build_engine(spec)))  # type: ignore[arg-type, return-value]
     with ThreadPoolExecutor(3) as pool:
         calls = [pool.submit(feeder.generate, requests(f"call{i}", 3)) for i in range(3)]
     for call in calls:
