@@ -14,6 +14,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 from cluster.cpu_host import usable_cores
 from serve_app.ray_settings import driver_environment, fleet_environment
@@ -35,26 +36,27 @@ def joined_ray() -> Iterator[None]:
     with ExitStack() as stack:
         stack.callback(shutil.rmtree, temp_dir, ignore_errors=True)
         stack.enter_context(_environment(settings | driver_environment()))
-        head = stack.enter_context(_head(temp_dir, settings))
+        # Without a name: the head clears the folder up, and its last words must outlive it.
+        log = stack.enter_context(tempfile.TemporaryFile("w+"))
+        head = stack.enter_context(_head(temp_dir, settings, log))
         importlib.import_module("ray.serve")  # two seconds, which Ray's start takes anyway
-        stack.enter_context(_joined(_address(head, temp_dir)))
+        stack.enter_context(_joined(_address(head, log)))
         yield
 
 
 @contextmanager
-def _head(temp_dir: Path, settings: Mapping[str, str]) -> Iterator[subprocess.Popen[str]]:
+def _head(temp_dir: Path, settings: Mapping[str, str], log: IO[str]) -> Iterator[subprocess.Popen[str]]:
     """Its stdin closes when this process ends, whatever ends it."""
     num_cpus = max(MIN_LOGICAL_CPUS, usable_cores())
-    with _log(temp_dir).open("w") as log:
-        head = subprocess.Popen(
-            [sys.executable, "-m", "serve_app.ray_head", str(temp_dir), str(num_cpus)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=log,
-            env=os.environ | settings,
-            start_new_session=True,
-            text=True,
-        )
+    head = subprocess.Popen(
+        [sys.executable, "-m", "serve_app.ray_head", str(temp_dir), str(num_cpus)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=log,
+        env=os.environ | settings,
+        start_new_session=True,
+        text=True,
+    )
     try:
         yield head
     finally:
@@ -68,17 +70,14 @@ def _head(temp_dir: Path, settings: Mapping[str, str]) -> Iterator[subprocess.Po
             head.wait()
 
 
-def _address(head: subprocess.Popen[str], temp_dir: Path) -> str:
+def _address(head: subprocess.Popen[str], log: IO[str]) -> str:
     assert head.stdout is not None
     address = head.stdout.readline().strip()
     if not address:
-        lines = _log(temp_dir).read_text(errors="replace").strip().splitlines()
+        log.seek(0)
+        lines = log.read().strip().splitlines()
         raise RuntimeError(f"Ray did not start: {lines[-1] if lines else 'it said nothing'}")
     return address
-
-
-def _log(temp_dir: Path) -> Path:
-    return temp_dir / "head.log"
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import os
 import select
+import shutil
 import signal
 import sys
 import traceback
@@ -33,6 +34,7 @@ def main(temp_dir: str, num_cpus: int) -> None:
         traceback.print_exc()
     finally:
         end_descendants()
+        shutil.rmtree(temp_dir, ignore_errors=True)
         os._exit(0)  # ray.shutdown at exit would look for what is gone by now
 
 
