@@ -45,13 +45,13 @@ def fleet(config: FleetConfig, *, console: Console | None = None) -> Iterator[Ru
     console = console or Console(stderr=True)
     with ExitStack() as stack:
         stack.enter_context(ended_by_signals())
-        config = _with_free_port(config)
+        config = with_free_port(config)
         blueprint = _blueprint(config, console)
         with _stage(console, "starting Ray"):
             stack.enter_context(joined_ray())
         stack.callback(_drain, console)
         _deploy(blueprint, console)
-        running = RunningFleet(config=config, base_url=_base_url(config))
+        running = RunningFleet(config=config, base_url=base_url(config.http.host, config.http.port))
         _wait_healthy(running, console)
         yield running
 
@@ -85,7 +85,7 @@ def _stage(console: Console, what: str) -> Iterator[None]:
     console.print(f"[green]✓[/green] {what} [dim]{time.monotonic() - started_s:.1f} s[/dim]")
 
 
-def _with_free_port(config: FleetConfig) -> FleetConfig:
+def with_free_port(config: FleetConfig) -> FleetConfig:
     """UserError for a port in use; port 0 is any that is free."""
     host, port = config.http.host, config.http.port
     if port == 0:
@@ -136,9 +136,10 @@ def _wait_healthy(running: RunningFleet, console: Console) -> None:
     raise RuntimeError(f"{url} is not healthy after {HEALTHY_TIMEOUT_S:.0f} s")
 
 
-def _base_url(config: FleetConfig) -> str:
-    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(config.http.host, config.http.host)
-    return f"http://{f'[{host}]' if ':' in host and '[' not in host else host}:{config.http.port}/v1"
+def base_url(host: str, port: int) -> str:
+    """As a client on this host reaches it."""
+    reachable = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"http://{f'[{reachable}]' if ':' in reachable else reachable}:{port}/v1"
 
 
 def _drain(console: Console) -> None:

@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from cluster.request import GenerationRequest, TokenDelta
 from cluster.routing import Choice, RouteQuery
 from cluster.slo import Fallback, SloLimits
+from engine.wire import DeltaBuffer
 from serve_app.errors import bad_parameter, fleet_full, replica_lost, shutting_down
 from serve_app.fleet_view import FleetView
 from serve_app.replica_link import Inbox, ReplicaLost
 
 RETRY_S = 1.0
 """A queued request asks again at least so often: a replica may have come in the meantime."""
+BROKEN = ("error", "abort")
 MAX_LOSSES = 2
 """A request is tried once more after its replica was lost, not for ever: it may be what kills them."""
 
@@ -64,7 +66,7 @@ class Reply:
         self._link = view.link(choice.replica_id)
         self._work = work
         self._inbox = inbox
-        self._first: TokenDelta | None = None
+        self._first: list[TokenDelta] = []
 
     async def wait_for_first(self) -> None:
         """Raises ReplicaLost."""
@@ -74,14 +76,13 @@ class Reply:
         """With the index of their sequence, until every sequence has ended; ApiError if the replica is lost."""
         index_of = {request_id: index for index, request_id in enumerate(self._work.ids)}
         running = set(index_of)
-        delta = self._first
         try:
             while running:
-                delta = delta or await self._next()
-                if delta.finish_reason is not None:
-                    running.discard(delta.request_id)
-                yield index_of[delta.request_id], delta
-                delta = None
+                deltas, self._first = self._first or await self._next(), []
+                for delta in deltas:
+                    if delta.finish_reason is not None:
+                        running.discard(delta.request_id)
+                    yield index_of[delta.request_id], delta
         except ReplicaLost as lost:
             raise replica_lost(str(lost)) from None
 
@@ -90,13 +91,17 @@ class Reply:
         for request_id in self._work.ids:
             self._view.router.finished(request_id)
 
-    async def _next(self) -> TokenDelta:
-        item = await self._inbox.get()
-        if isinstance(item, ReplicaLost):
-            raise item
-        if item.finish_reason in ("error", "abort"):
-            raise ReplicaLost(item.error or "the sequence was aborted there")
-        return item
+    async def _next(self) -> list[TokenDelta]:
+        """All that has come, joined by sequence: whoever is slower than the engine sends several tokens at a time."""
+        joined = DeltaBuffer()
+        joined.add([_sound(await self._inbox.get())])
+        while not self._inbox.empty():
+            item = self._inbox.get_nowait()
+            if isinstance(item, ReplicaLost) or item.finish_reason in BROKEN:
+                self._inbox.put_nowait(item)  # nothing comes after it; what came before is sent first
+                break
+            joined.add([item])
+        return joined.take()
 
 
 class Dispatcher:
@@ -183,6 +188,14 @@ class Dispatcher:
             raise bad_parameter(None, answer.invalid)
         if not answer.verdict.admitted:
             raise Refused(answer.verdict.reason, answer.verdict.retry_after_s)
+
+
+def _sound(item: TokenDelta | ReplicaLost) -> TokenDelta:
+    if isinstance(item, ReplicaLost):
+        raise item
+    if item.finish_reason in BROKEN:
+        raise ReplicaLost(item.error or "the sequence was aborted there")
+    return item
 
 
 async def _wait(fallback: Fallback, reason: str, retry_after_s: float, deadline_s: float) -> None:
