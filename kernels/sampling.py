@@ -78,16 +78,28 @@ class SampledTokens:
     top_logprobs: Tensor | None
 
 
-def greedy_batch(num_rows: int) -> SamplingBatch:
-    zeros = np.zeros(num_rows)
+def batch_of_settings(
+    num_rows: int,
+    *,
+    temperature: float = 0.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+    seed: int = 0,
+) -> SamplingBatch:
+    """Every row alike but for its position, its number: the same logits are drawn from anew."""
     return SamplingBatch(
-        temperature=zeros,
-        top_k=zeros,
-        top_p=np.ones(num_rows),
-        min_p=zeros,
-        seed=zeros,
-        position=zeros,
+        temperature=np.full(num_rows, temperature),
+        top_k=np.full(num_rows, top_k),
+        top_p=np.full(num_rows, top_p),
+        min_p=np.full(num_rows, min_p),
+        seed=np.full(num_rows, seed),
+        position=np.arange(num_rows),
     )
+
+
+def greedy_batch(num_rows: int) -> SamplingBatch:
+    return batch_of_settings(num_rows)
 
 
 def sample(logits: Tensor, batch: SamplingBatch) -> SampledTokens:

@@ -40,7 +40,7 @@ SCORE_PADDING = 2 * LANES
 
 
 @inline
-def _score_blocks(zeros, queries, count, keys, values, table, geometry, context, alone, scores, stride):
+def _score_blocks(zeros, queries, count, keys, values, table, geometry, context, alone, scores, stride) -> None:
     """scores[v, t] = queries[v] . key of token t, for every slot of the blocks that hold the context."""
     head_dim, block_size, block_stride, head_bytes, pairing = geometry
     step = block_size * LANE_BYTES
@@ -61,7 +61,7 @@ def _score_blocks(zeros, queries, count, keys, values, table, geometry, context,
 
 
 @inline
-def _softmax(scores, context, end, scale):
+def _softmax(scores, context, end, scale) -> float:
     """scores[:context] become e^(scale * (s - max)), the rest up to `end` 0; returns their sum."""
     whole = (context + LANES - 1) // LANES * LANES
     for i in range(context, whole):
@@ -80,7 +80,7 @@ def _softmax(scores, context, end, scale):
 
 
 @inline
-def _mix_values(p, p_stride, count, values, table, geometry, context, out, out_stride):
+def _mix_values(p, p_stride, count, values, table, geometry, context, out, out_stride) -> None:
     """out[v] = sum over t of p[v, t] * value of token t"""
     head_dim, block_size, block_stride, _, pairing = geometry
     step = head_dim * LANE_BYTES
@@ -109,7 +109,7 @@ def _mix_values(p, p_stride, count, values, table, geometry, context, out, out_s
 
 
 @kernel
-def _attention_rows(args, item, worker):
+def _attention_rows(args, item, worker) -> None:
     q, out, keys, values = args[0], args[1], args[2], args[3]
     tables, table_stride, sequence_of, positions = args[4], args[5], args[6], args[7]
     num_rows, heads, kv_heads, head_dim = args[8], args[9], args[10], args[11]

@@ -6,6 +6,7 @@ folder per digest of these sources: numba itself notices a change of the kernel'
 
 import hashlib
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,13 @@ def _cache_folder() -> str:
     home = os.environ.get("NUMBA_CACHE_DIR") or os.path.join(
         os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "quantfleet"
     )
-    return os.path.join(home, f"kernels-{digest.hexdigest()[:16]}")
+    folder = os.path.join(home, f"kernels-{digest.hexdigest()[:16]}")
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except OSError:
+        folder = ""
+    # nowhere to write: this process compiles for itself
+    return folder if os.access(folder, os.W_OK) else tempfile.mkdtemp(prefix="quantfleet-kernels-")
 
 
 _FOLDER = _cache_folder()

@@ -24,7 +24,7 @@ def row_block(m: int, k: int) -> int:
 
 
 @inline
-def panel_rows(rows, pairing, x, x_stride, weight, step, k, first, out, out_stride):
+def panel_rows(rows, pairing, x, x_stride, weight, step, k, first, out, out_stride) -> None:
     """One panel for many rows, in tiles of at most ROWS that share them evenly: 8 rows are 4 + 4, not 6 + 2."""
     tiles = (rows + ROWS - 1) // ROWS
     row = 0
@@ -36,7 +36,7 @@ def panel_rows(rows, pairing, x, x_stride, weight, step, k, first, out, out_stri
 
 
 @kernel
-def dense_panels(args, item, worker):
+def dense_panels(args, item, worker) -> None:
     x, x_stride, weight, out, out_stride = args[0], args[1], args[2], args[3], args[4]
     m, k, panels, block, groups = args[5], args[6], args[7], args[8], args[9]
     bias, bias_step, pairing = args[10], args[11], args[12]

@@ -4,6 +4,7 @@ import numpy as np
 
 from kernels.cpu.compile import inline
 from kernels.cpu.simd import (
+    Vector,
     add_i32,
     as_f32,
     fma,
@@ -30,7 +31,7 @@ EXPONENT_BIAS, MANTISSA_BITS = np.int32(127), np.int32(23)
 
 
 @inline
-def exp(x):
+def exp(x) -> Vector:
     """e^x; 0 below -87 (so e^-inf is 0), e^88 above 88; e^0 is 1 exactly."""
     clamped = minimum(maximum(x, splat_f32(LOWEST)), splat_f32(HIGHEST))
     n = round_even(mul(clamped, splat_f32(LOG2_E)))

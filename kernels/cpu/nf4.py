@@ -18,7 +18,7 @@ from kernels.cpu.dense import PANELS_PER_ITEM, panel_rows
 from kernels.cpu.dense import matmul as dense_launch
 from kernels.cpu.pool import num_threads, scratch
 from kernels.cpu.simd import (
-    HOST_FEATURES,
+    FEATURES,
     I8,
     I64,
     LANES,
@@ -52,7 +52,7 @@ def _byte_planes() -> Values:
 
 
 def _look_up(builder: Any, plane: Any, indices: Any) -> Any:
-    if HOST_FEATURES.get("avx2"):
+    if FEATURES.get("avx2"):
         return call_llvm(builder, "llvm.x86.avx2.pshuf.b", plane.type, [plane, indices])
     found = ir.Constant(plane.type, ir.Undefined)
     for byte in range(BYTES):
@@ -145,7 +145,7 @@ def _decode(builder: Any, codes: Any, scales: Any, k: Any, block: Any, panel: An
 
 
 @kernel
-def _nf4_panels(args, item, worker):
+def _nf4_panels(args, item, worker) -> None:
     x, x_stride, codes, out, out_stride = args[0], args[1], args[2], args[3], args[4]
     m, k, panels, block_rows, groups = args[5], args[6], args[7], args[8], args[9]
     bias, bias_step, scales, block = args[10], args[11], args[12], args[13]

@@ -75,7 +75,7 @@ def _on_stack(typingctx: Any, words: Any) -> Any:
 
 
 @inline
-def _work(control, worker):
+def _work(control, worker) -> None:
     """Claim pieces until none is left: a claim counts REMAINING down, and only a positive count is one."""
     claim = _atomic_add(control + 8 * REMAINING, -1)
     while claim > 0:
@@ -85,7 +85,7 @@ def _work(control, worker):
 
 
 @host_function("int64(int64, int64)")
-def _help(control, worker):
+def _help(control, worker) -> int:
     """Work whenever there is work; true when idle for SPINS looks, false when told to stop."""
     idle = 0
     while idle < SPINS:
@@ -104,7 +104,7 @@ def _help(control, worker):
 
 
 @inline
-def _run(control, kernel, items, arguments):
+def _run(control, kernel, items, arguments) -> None:
     """Every piece of a kernel, by whichever threads are awake."""
     if control == 0 or items <= 1:
         for item in range(items):
@@ -120,7 +120,7 @@ def _run(control, kernel, items, arguments):
 
 
 @host_function("int64(int64, int64, int64, int64, int64, UniTuple(int64, 20))")
-def _launch(control, first, first_items, second, second_items, words):
+def _launch(control, first, first_items, second, second_items, words) -> int:
     """Run one kernel, then another; returns how many helpers sleep and should be woken for the next launch.
 
     A second Python thread that launches meanwhile finds the block busy and runs its own pieces alone.

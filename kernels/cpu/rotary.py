@@ -27,7 +27,7 @@ ROUND, ONE_BIT, UPPER = np.int32(0x7FFF), np.int32(1), np.int32(16)
 
 
 @inline
-def _rotate(head, out, cos, sin, half):
+def _rotate(head, out, cos, sin, half) -> None:
     """out = (a cos - b sin, b cos + a sin) for the halves a, b of a head."""
     whole = half // LANES * LANES
     for i in range(0, whole, LANES):
@@ -43,7 +43,7 @@ def _rotate(head, out, cos, sin, half):
 
 
 @inline
-def _set_bf16(address, value):
+def _set_bf16(address, value) -> None:
     """Round to nearest even."""
     bits = f32_bits(value)
     rounded = bits + ROUND + ((bits >> UPPER) & ONE_BIT)
@@ -51,7 +51,7 @@ def _set_bf16(address, value):
 
 
 @inline
-def _store_key(head, target, offset, head_dim, block_size, pairing):
+def _store_key(head, target, offset, head_dim, block_size, pairing) -> None:
     for d in range(head_dim):
         value = get_f32(head + 4 * d)
         if pairing == 2:
@@ -61,7 +61,7 @@ def _store_key(head, target, offset, head_dim, block_size, pairing):
 
 
 @inline
-def _store_value(head, target, offset, head_dim, pairing):
+def _store_value(head, target, offset, head_dim, pairing) -> None:
     for d in range(head_dim):
         value = get_f32(head + 4 * d)
         if pairing == 2:
@@ -71,7 +71,7 @@ def _store_value(head, target, offset, head_dim, pairing):
 
 
 @kernel
-def _rotary_rows(args, item, worker):
+def _rotary_rows(args, item, worker) -> None:
     qkv, q_out, positions, slots, cos, sin = args[0], args[1], args[2], args[3], args[4], args[5]
     keys, values, block_stride, block_size, pairing = args[6], args[7], args[8], args[9], args[10]
     num_rows, heads, kv_heads, head_dim, rows_each = args[11], args[12], args[13], args[14], args[15]

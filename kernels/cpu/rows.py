@@ -9,6 +9,7 @@ from kernels.cpu.exponential import exp
 from kernels.cpu.pool import float_bits, launch
 from kernels.cpu.simd import (
     LANES,
+    Vector,
     add,
     div,
     f32_of_bits,
@@ -34,7 +35,7 @@ def rows_per_item(columns: int) -> int:
 
 
 @inline
-def sum_of_squares(x, columns):
+def sum_of_squares(x, columns) -> float:
     whole = columns // LANES * LANES
     lanes = splat_f32(ZERO)
     for i in range(0, whole, LANES):
@@ -47,7 +48,7 @@ def sum_of_squares(x, columns):
 
 
 @inline
-def normalise(x, weight, out, columns, eps):
+def normalise(x, weight, out, columns, eps) -> None:
     """out = x / sqrt(mean(x^2) + eps) * weight"""
     mean = sum_of_squares(x, columns) / np.float32(columns)
     inverse = ONE / np.float32(np.sqrt(mean + eps))
@@ -60,7 +61,7 @@ def normalise(x, weight, out, columns, eps):
 
 
 @inline
-def _add_into(x, residual, columns):
+def _add_into(x, residual, columns) -> None:
     whole = columns // LANES * LANES
     for i in range(0, whole, LANES):
         store_f32(residual + 4 * i, add(load_f32(residual + 4 * i), load_f32(x + 4 * i)))
@@ -69,7 +70,7 @@ def _add_into(x, residual, columns):
 
 
 @kernel
-def rms_norm_rows(args, item, worker):
+def rms_norm_rows(args, item, worker) -> None:
     x, residual, weight, out = args[0], args[1], args[2], args[3]
     rows, columns, rows_each, eps = args[4], args[5], args[6], f32_of_bits(args[7])
     for row in range(item * rows_each, min(rows, (item + 1) * rows_each)):
@@ -82,12 +83,12 @@ def rms_norm_rows(args, item, worker):
 
 
 @inline
-def _silu(gate):
+def _silu(gate) -> Vector:
     return div(gate, add(splat_f32(ONE), exp(sub(splat_f32(ZERO), gate))))
 
 
 @kernel
-def silu_mul_rows(args, item, worker):
+def silu_mul_rows(args, item, worker) -> None:
     gate_up, out, rows, columns, rows_each = args[0], args[1], args[2], args[3], args[4]
     for row in range(item * rows_each, min(rows, (item + 1) * rows_each)):
         gate = gate_up + row * 8 * columns

@@ -49,7 +49,7 @@ CHUNK = 64 * LANES
 
 
 @inline
-def _largest(values, count):
+def _largest(values, count) -> float:
     lanes = splat_f32(LOWEST)
     for i in range(0, count, LANES):
         lanes = maximum(load_f32(values + 4 * i), lanes)
@@ -57,7 +57,7 @@ def _largest(values, count):
 
 
 @inline
-def _first_not_less(values, count, bound):
+def _first_not_less(values, count, bound) -> int:
     """The lowest index whose value is at least `bound`."""
     limit = splat_f32(bound)
     for i in range(0, count, LANES):
@@ -71,7 +71,7 @@ def _first_not_less(values, count, bound):
 
 
 @inline
-def _exponentials(logits, count, largest, inverse_temperature, out):
+def _exponentials(logits, count, largest, inverse_temperature, out) -> None:
     """out = e^((logit - largest) / temperature)"""
     top, scale = splat_f32(largest), splat_f32(inverse_temperature)
     for i in range(0, count, LANES):
@@ -79,7 +79,7 @@ def _exponentials(logits, count, largest, inverse_temperature, out):
 
 
 @inline
-def _mass(p, start, end, floor):
+def _mass(p, start, end, floor) -> float:
     """The sum of the probabilities that are at least `floor`."""
     low, zero = splat_f32(floor), splat_f32(ZERO)
     lanes = zero
@@ -90,7 +90,7 @@ def _mass(p, start, end, floor):
 
 
 @inline
-def _total_mass(p, count, floor):
+def _total_mass(p, count, floor) -> float:
     total = 0.0
     for start in range(0, count, CHUNK):
         total += _mass(p, start, min(count, start + CHUNK), floor)
@@ -98,7 +98,7 @@ def _total_mass(p, count, floor):
 
 
 @inline
-def _log_sum_exp(logits, count, largest):
+def _log_sum_exp(logits, count, largest) -> float:
     total = 0.0
     top = splat_f32(largest)
     for start in range(0, count, CHUNK):
@@ -110,7 +110,7 @@ def _log_sum_exp(logits, count, largest):
 
 
 @inline
-def _fill_bins(p, count, low, high, shift, by_mass, bins):
+def _fill_bins(p, count, low, high, shift, by_mass, bins) -> None:
     """Add each p in [low, high) to the bin of its bits from `shift` up: its mass, or one."""
     for i in range(BINS):
         set_f64(bins + 8 * i, 0.0)
@@ -129,7 +129,7 @@ def _fill_bins(p, count, low, high, shift, by_mass, bins):
 
 
 @inline
-def _cut(p, count, floor, target, by_mass, bins):
+def _cut(p, count, floor, target, by_mass, bins) -> float:
     """The largest value v such that the p >= v amount to `target` (their mass, or their number); `floor` if none do.
 
     Looks at the usual floor's probabilities first: most of a vocabulary lies below it.
@@ -159,7 +159,7 @@ def _cut(p, count, floor, target, by_mass, bins):
 
 
 @inline
-def _uniform(seed, position):
+def _uniform(seed, position) -> float:
     """Uniform in [0, 1), 53 bits: splitmix64 of the seed, then of that and the position."""
     state = np.uint64(seed)
     for number in range(2):
@@ -173,7 +173,7 @@ def _uniform(seed, position):
 
 
 @inline
-def _draw(p, count, floor, uniform):
+def _draw(p, count, floor, uniform) -> int:
     """The token at `uniform` of the cumulative mass, in the order of ids."""
     remaining = uniform * _total_mass(p, count, floor)
     last = 0
@@ -201,7 +201,7 @@ def _draw(p, count, floor, uniform):
 
 
 @inline
-def _sample(logits, count, floats, integers, p, bins):
+def _sample(logits, count, floats, integers, p, bins) -> int:
     largest = _largest(logits, count)
     _exponentials(logits, count, largest, ONE / get_f32(floats + 4 * TEMPERATURE), p)
     floor = get_f32(floats + 4 * MIN_P)
@@ -216,14 +216,14 @@ def _sample(logits, count, floats, integers, p, bins):
 
 
 @inline
-def _add_bias(logits, integers, ids, values):
+def _add_bias(logits, integers, ids, values) -> None:
     for i in range(get_i64(integers + 8 * BIAS), get_i64(integers + 8 * BIAS_END)):
         entry = logits + 4 * np.int64(get_i32(ids + 4 * i))
         set_f32(entry, get_f32(entry) + get_f32(values + 4 * i))
 
 
 @inline
-def _penalise(logits, floats, integers, tokens, counts):
+def _penalise(logits, floats, integers, tokens, counts) -> None:
     """Repetition over prompt and output, presence and frequency over the output, each distinct token once."""
     repetition = get_f32(floats + 4 * REPETITION)
     presence, frequency = get_f32(floats + 4 * PRESENCE), get_f32(floats + 4 * FREQUENCY)
@@ -247,7 +247,7 @@ def _penalise(logits, floats, integers, tokens, counts):
 
 
 @inline
-def _top_logits(logits, count, number, ids, values):
+def _top_logits(logits, count, number, ids, values) -> None:
     """The `number` largest, in order, the lower id first among equals."""
     for i in range(number):
         set_f32(values + 4 * i, LOWEST)
@@ -271,7 +271,7 @@ def _top_logits(logits, count, number, ids, values):
 
 
 @kernel
-def sample_rows(args, item, worker):
+def sample_rows(args, item, worker) -> None:
     logits, count, floats, integers = args[0], args[1], args[2], args[3]
     tokens, bias_ids, bias_values = args[4], args[5], args[6]
     out, logprobs, top_ids, top_logprobs, number = args[7], args[8], args[9], args[10], args[11]

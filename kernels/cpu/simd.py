@@ -9,12 +9,21 @@ from typing import Any
 
 import llvmlite.binding
 from llvmlite import ir
-from numba import types
+from numba import config, types
 from numba.core.datamodel import models
 from numba.extending import intrinsic, register_model
 
 LANES = 16
-HOST_FEATURES = llvmlite.binding.get_host_cpu_features()
+
+
+def _cpu_features() -> dict[str, bool]:
+    """What numba compiles for: the host, unless NUMBA_CPU_NAME or NUMBA_CPU_FEATURES ("+avx2,...") say otherwise."""
+    if config.CPU_NAME is None and config.CPU_FEATURES is None:
+        return dict(llvmlite.binding.get_host_cpu_features())
+    return {feature[1:]: feature[0] == "+" for feature in (config.CPU_FEATURES or "").split(",") if feature}
+
+
+FEATURES = _cpu_features()
 F32, I64, I32 = ir.FloatType(), ir.IntType(64), ir.IntType(32)
 I16, I8 = ir.IntType(16), ir.IntType(8)
 

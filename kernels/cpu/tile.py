@@ -15,7 +15,7 @@ from numba.core import cgutils
 
 from kernels.cpu.simd import (
     F32,
-    HOST_FEATURES,
+    FEATURES,
     I32,
     I64,
     LANES,
@@ -183,9 +183,9 @@ def paged_product(
 
 def _pairs_multiply_add(builder: Any, a: Any, b: Any) -> Any:
     """a[2i] * b[2i] + a[2i+1] * b[2i+1] as int32, exact; vpmaddwd by name, for LLVM does not find it here."""
-    if HOST_FEATURES.get("avx512bw"):
+    if FEATURES.get("avx512bw"):
         return call_llvm(builder, "llvm.x86.avx512.pmaddw.d.512", i32x16.one, [a, b])
-    if HOST_FEATURES.get("avx2"):
+    if FEATURES.get("avx2"):
         half = ir.VectorType(I32, LANES // 2)
         halves = [[lane_part(builder, v, LANES, first) for v in (a, b)] for first in (0, LANES)]
         sums = [call_llvm(builder, "llvm.x86.avx2.pmadd.wd", half, pair) for pair in halves]

@@ -10,18 +10,22 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from kernels import threads
-from kernels.sampling import LogitBias, Penalties, SamplingBatch, greedy_batch, sample, sample_reference, uniform
-
-
-def batch_of(num_rows: int, **settings: float) -> SamplingBatch:
-    """Every row alike but for its position, so that the rows are draws of one distribution."""
-    values = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "seed": 7, **settings}
-    columns = {name: np.full(num_rows, value) for name, value in values.items()}
-    return SamplingBatch(**columns, position=np.arange(num_rows))
+from kernels.sampling import (
+    LogitBias,
+    Penalties,
+    SamplingBatch,
+    batch_of_settings,
+    greedy_batch,
+    sample,
+    sample_reference,
+    uniform,
+)
 
 
 def draws(logits: Tensor, number: int, **settings: float) -> np.ndarray:
-    return sample(logits.expand(number, -1), batch_of(number, **settings)).token_ids.numpy()
+    return sample(
+        logits.expand(number, -1), batch_of_settings(number, **{"temperature": 1.0, "seed": 7, **settings})
+    ).token_ids.numpy()
 
 
 def assert_distributed(tokens: np.ndarray, probabilities: np.ndarray) -> None:
@@ -193,14 +197,14 @@ def test_a_bias_of_minus_infinity_bans() -> None:
         token_ids=np.arange(15, dtype=np.int32), values=np.full(15, -np.inf, np.float32), starts=np.array([0, 15])
     )
     for temperature in (0.0, 1.0):
-        batch = replace(batch_of(1, temperature=temperature), bias=bias)
+        batch = replace(batch_of_settings(1, temperature=temperature), bias=bias)
         assert sample(logits, batch).token_ids.item() == 15
 
 
 def test_logprobs_are_those_of_the_raw_logits() -> None:
     logits = torch.randn(1, 100)
     bias = LogitBias(token_ids=np.array([4], np.int32), values=np.array([100.0], np.float32), starts=np.array([0, 1]))
-    drawn = sample(logits, replace(batch_of(1, temperature=0.3), bias=bias, num_logprobs=3))
+    drawn = sample(logits, replace(batch_of_settings(1, temperature=0.3), bias=bias, num_logprobs=3))
     assert drawn.token_ids.item() == 4
     expected = torch.log_softmax(logits, dim=-1)
     torch.testing.assert_close(drawn.logprobs, expected[:, 4])
