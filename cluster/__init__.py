@@ -1,1 +1,1 @@
-"""What a fleet is, in plain Python: shapes, hardware, variants, cost, load, routing, configuration; no torch, no Ray."""
+"""What a fleet is, in plain Python: shapes, hardware, variants, cost, load, routing, configuration; no torch."""

@@ -51,6 +51,7 @@ class VariantSection(Section):
     source: str | None = None
     head: Literal["same", "int8"] = "same"
     outlier_threshold: PositiveFloat | None = 6.0
+    activation_bits: Annotated[int, Field(ge=4, le=12)] = 8
     quality: Annotated[float, Field(gt=0, le=2)] | None = None
 
     @field_validator("method", mode="before")

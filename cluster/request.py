@@ -1,4 +1,4 @@
-"""A request as every floor sees it: sampling parameters, tokens out, admission; it knows no text, no HTTP and no tensors.
+"""A request as every floor sees it: sampling parameters, tokens out, admission; it knows no text and no tensors.
 
 The dataclasses here are also the wire format between the engine process, the replica and the ingress (msgspec
 encodes dataclasses as they are), so they hold plain values only.

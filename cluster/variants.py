@@ -61,6 +61,8 @@ class Variant:
     head: Literal["same", "int8"] = "same"
     outlier_threshold: float | None = 6.0
     """LLM.int8: a column with an activation beyond it is multiplied in floating point; None: no such columns."""
+    activation_bits: int = 8
+    """Of the method int8; LLM.int8 has 8, the CPU kernel up to 12 at the same speed."""
     quality: float | None = None
     """bf16 perplexity / its own, as `quantfleet evaluate --register` measured it; None: not measured."""
 

@@ -58,7 +58,8 @@ def pull(
     console = Console()
     with console.status(f"fetching {source}"):
         folder = ensure_checkpoint(source)
-        shape = ModelShape.from_hf_config(folder / "config.json")
+        # Of any context: a sliding window is refused where fleet.yaml asks for a longer one.
+        shape = ModelShape.from_hf_config(folder, max_context=1)
     console.print(f"{source}: {shape.params / 1e6:.0f} M parameters, ready in {folder}")
 
 

@@ -6,7 +6,6 @@ import logging
 import random
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Protocol
 
 import psutil
@@ -14,8 +13,7 @@ import psutil
 from cluster.cost_model import CostModel
 from cluster.engine_spec import EngineSpec
 from cluster.load import Load
-from cluster.model_shape import ModelShape
-from cluster.profile import Profile, StepShape
+from cluster.profile import StepShape
 from cluster.request import GenerationRequest, TokenDelta, Verdict
 from engine.admission import refusal
 from engine.kv_cache import BlockPool
@@ -237,9 +235,4 @@ def build_engine(spec: EngineSpec) -> Engine:
 
 
 def _step_predictor(spec: EngineSpec) -> Callable[[StepShape], float] | None:
-    if spec.accelerator is None:
-        return None
-    profile = Profile.from_json(Path(spec.profile_path).read_text()) if spec.profile_path else None
-    shape = ModelShape.from_hf_config(Path(spec.checkpoint) / "config.json")
-    model = CostModel(shape, spec.variant, spec.accelerator, share=spec.share, kv_dtype=spec.kv_dtype, profile=profile)
-    return model.step_s
+    return CostModel.for_engine(spec).step_s if spec.accelerator is not None else None

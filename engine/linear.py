@@ -54,17 +54,20 @@ class DenseLinear:
 class Int8Linear:
     """LLM.int8(): int8 weights by row, int8 activations by row, outliers beyond the threshold apart in fp32."""
 
-    __slots__ = ("bias", "outlier_threshold", "packed")
+    __slots__ = ("activation_bits", "bias", "outlier_threshold", "packed")
 
-    def __init__(self, packed: PackedInt8, bias: Tensor | None, outlier_threshold: float | None) -> None:
-        self.packed, self.bias, self.outlier_threshold = packed, bias, outlier_threshold
+    def __init__(
+        self, packed: PackedInt8, bias: Tensor | None, outlier_threshold: float | None, activation_bits: int = 8
+    ) -> None:
+        self.packed, self.bias = packed, bias
+        self.outlier_threshold, self.activation_bits = outlier_threshold, activation_bits
 
     @property
     def nbytes(self) -> int:
         return self.packed.nbytes
 
     def forward(self, x: Tensor) -> Tensor:
-        return int8_matmul(x, self.packed, self.bias, self.outlier_threshold)
+        return int8_matmul(x, self.packed, self.bias, self.outlier_threshold, self.activation_bits)
 
     def rows(self, ids: Tensor) -> Tensor:
         """Rows of the weight as fp32, as DenseLinear has it."""
@@ -113,5 +116,5 @@ def on_device(packed: Packed, device: str) -> Packed:
 
 def linear_of(packed: Packed, bias: Tensor | None, variant: Variant) -> DenseLinear | Int8Linear | Nf4Linear:
     if isinstance(packed, PackedInt8):
-        return Int8Linear(packed, bias, variant.outlier_threshold)
+        return Int8Linear(packed, bias, variant.outlier_threshold, variant.activation_bits)
     return Nf4Linear(packed, bias) if isinstance(packed, PackedNf4) else DenseLinear(packed, bias)

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from hashlib import sha256
 from importlib.metadata import version
@@ -22,6 +22,7 @@ from cluster.engine_spec import EngineSpec
 from cluster.errors import UserError
 from cluster.models import cache_dir
 from cluster.profile import Profile, ProfileKey, ProfilePoint
+from cluster.variants import Variant
 from engine.checkpoint import file_lock
 from engine.engine import StepRunner
 from engine.process import PYTHON_MODULE, child_environment
@@ -74,9 +75,15 @@ def profile_key(spec: EngineSpec) -> ProfileKey:
         variant=spec.variant.name,
         accelerator=spec.accelerator.name,
         threads=spec.num_threads,
-        versions={name: version(name) for name in ("torch", "numba")} | {"quantfleet": _code_digest()},
+        versions={name: version(name) for name in ("torch", "numba")}
+        | {"quantfleet": _code_digest(), "variant": _speed_settings(spec.variant)},
         share=spec.share,
     )
+
+
+def _speed_settings(variant: Variant) -> str:
+    """What of a variant changes its speed: the same name may come to mean other settings."""
+    return " ".join(f"{key}={value}" for key, value in asdict(variant).items() if key not in ("name", "quality"))
 
 
 def _code_digest() -> str:

@@ -3,6 +3,8 @@
 Weights: int8 with one scale per output row (absmax / 127). Activations: int8 with one scale per row, except the
 outliers |x| >= threshold, which are multiplied in fp32. bitsandbytes takes a column apart for the whole batch when one
 of its rows has an outlier there; here each row takes its own apart, so that its result does not depend on the batch.
+
+With more than 8 activation bits it is no longer LLM.int8(); the CPU path multiplies pairs of int16 anyway: no cost.
 """
 
 from dataclasses import dataclass
@@ -66,12 +68,19 @@ def int8_matmul(
     weight: PackedInt8,
     bias: Tensor | None = None,
     outlier_threshold: float | None = 6.0,
+    activation_bits: int = 8,
 ) -> Tensor:
     """[M, K] fp32 -> [M, N] fp32; a threshold of 0 or None takes no outlier apart."""
     if not x.is_cpu:
-        return int8_matmul_reference(x, weight, bias, outlier_threshold)
+        return int8_matmul_reference(x, weight, bias, outlier_threshold, activation_bits)
     threshold = outlier_threshold or float("inf")
-    return _cpu().matmul(x, weight.panels, weight.scale, weight.out_features, bias, threshold)
+    levels = activation_levels(activation_bits, weight.in_features)
+    return _cpu().matmul(x, weight.panels, weight.scale, weight.out_features, bias, threshold, levels)
+
+
+def activation_levels(bits: int, in_features: int) -> int:
+    """The largest activation integer: 2^(bits-1) - 1, or less where a sum of K products would pass int32."""
+    return min(2 ** (bits - 1) - 1, (2**31 - 1) // (127 * in_features))
 
 
 def int8_matmul_reference(
@@ -79,16 +88,18 @@ def int8_matmul_reference(
     weight: PackedInt8,
     bias: Tensor | None = None,
     outlier_threshold: float | None = 6.0,
+    activation_bits: int = 8,
 ) -> Tensor:
     rows = unpack_int8(weight)
+    levels = float(activation_levels(activation_bits, weight.in_features))
     x = x.float()
     outlier = x.abs() >= (outlier_threshold or float("inf"))
     regular = x.masked_fill(outlier, 0.0)
     absmax = regular.abs().amax(dim=1, keepdim=True)
-    inverse = torch.where(absmax > 0, 127.0 / absmax, 0.0)
+    inverse = torch.where(absmax > 0, levels / absmax, 0.0)
     quantized = torch.round(regular * inverse).double()
     # sums of int8 products are exact in double
-    out = (quantized @ rows.qdata.double().T).float() * (absmax / 127.0)
+    out = (quantized @ rows.qdata.double().T).float() * (absmax / levels)
     out = out + x.masked_fill(~outlier, 0.0) @ rows.qdata.float().T
     out = out * rows.scale
     return out if bias is None else out + bias.float()

@@ -13,14 +13,6 @@ from torch import Tensor
 
 from kernels import packing
 
-# fmt: off
-TABLE = (
-    -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453,
-    -0.28444138169288635, -0.18477343022823334, -0.09105003625154495, 0.0,
-    0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
-    0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
-)
-# fmt: on
 ABSMAX_BLOCK = 256
 
 
@@ -64,14 +56,14 @@ def quantize_nf4(weight: Tensor, block: int = 64, double_quant: bool = False) ->
     n, k = weight.shape
     if k % block or block % 8:
         raise ValueError(f"nf4 blocks of {block} do not divide rows of {k}")
-    table = torch.tensor(TABLE, device=weight.device)
+    table = torch.tensor(packing.NF4_TABLE, device=weight.device)
     codes, absmax = _nearest(weight.float().reshape(-1, block), table)
     scale = _quantize_absmax(absmax) if double_quant else absmax.reshape(n, k // block)
     return Nf4Weight(qdata=codes.reshape(n, k), absmax=scale, block=block)
 
 
 def dequantize_nf4(weight: Nf4Weight) -> Tensor:
-    table = torch.tensor(TABLE, device=weight.qdata.device)
+    table = torch.tensor(packing.NF4_TABLE, device=weight.qdata.device)
     blocks = table[weight.qdata.long()].unflatten(1, (-1, weight.block))
     return (blocks * block_absmax(weight).unsqueeze(-1)).flatten(1)
 

@@ -45,7 +45,7 @@ class Blueprint:
                 f"make it with `quantfleet keys create --file {config.auth.keys_file}`"
             )
         checkpoint = ensure_checkpoint(config.model.source)
-        shape = ModelShape.from_hf_config(checkpoint / "config.json")
+        shape = ModelShape.from_hf_config(checkpoint / "config.json", config.engine.max_context)
         accelerator = accelerator_named(config.accelerator.name, config.accelerator.price_per_hour)
         placement = allot(config, shape, accelerator, str(checkpoint))
         return cls(

@@ -86,9 +86,9 @@ class EngineBench:
     def _bound(self, variant: Variant, threads: int, batch: int) -> float:
         """Tokens/s of the roofline on as many of the cores; one alone may draw more than its share of the bandwidth."""
         share = threads / (os.cpu_count() or 1)
-        model = CostModel(
-            ModelShape.from_hf_config(self.checkpoint / "config.json"), variant, self.accelerator, share=share
-        )
+        spec = self._spec(variant, threads)
+        shape = ModelShape.from_hf_config(self.checkpoint, spec.max_context)
+        model = CostModel(shape, variant, self.accelerator, share=share, kv_dtype=spec.kv_dtype)
         return batch / model.step_s(StepShape(decode_sequences=batch, kv_tokens=batch * 96))
 
     def _peer(self, dtype: str, threads: int) -> Row:

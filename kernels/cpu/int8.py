@@ -12,6 +12,7 @@ from kernels.cpu.dense import PANELS_PER_ITEM, row_block
 from kernels.cpu.pool import float_bits, launch_two, scratch
 from kernels.cpu.simd import (
     LANES,
+    Vector,
     absolute,
     add,
     f32_of_bits,
@@ -39,15 +40,15 @@ from kernels.cpu.simd import (
 from kernels.cpu.tile import ROWS, product_i8
 from kernels.packing import pad_to
 
-ZERO, ONE, MAX_INT8 = np.float32(0), np.float32(1), np.float32(127)
+ZERO, ONE = np.float32(0), np.float32(1)
 
 
 @kernel
-def _quantize_rows(args, item, worker):
-    """x -> int16 holding int8 values, its scale, and the places of its outliers, a row an item."""
+def _quantize_rows(args, item, worker) -> None:
+    """x -> int16 holding integers up to `levels`, its scale, and the places of its outliers, a row an item."""
     k = args[7]
     x, quantized = args[0] + item * 4 * k, args[1] + item * 2 * k
-    threshold = splat_f32(f32_of_bits(args[14]))
+    threshold, levels = splat_f32(f32_of_bits(args[14])), f32_of_bits(args[15])
     outliers = args[4] + item * 4 * k
     zero = splat_f32(ZERO)
     largest, count = zero, 0
@@ -64,18 +65,18 @@ def _quantize_rows(args, item, worker):
             bits >>= 1
             lane += 1
     absmax = lane_max(largest)
-    # the reciprocal first, as torch computes 127 / absmax (and so bitsandbytes): ties round alike
-    inverse = splat_f32(ONE / absmax * MAX_INT8 if absmax > ZERO else ZERO)
+    # the reciprocal first, as torch computes levels / absmax (and so bitsandbytes): ties round alike
+    inverse = splat_f32(ONE / absmax * levels if absmax > ZERO else ZERO)
     for i in range(0, k, LANES):
         values = load_f32(x + 4 * i)
         regular = less(absolute(values), threshold)
         store_i16(quantized + 2 * i, to_i32(round_even(select(regular, mul(values, inverse), zero))))
-    set_f32(args[2] + 4 * item, absmax / MAX_INT8)
+    set_f32(args[2] + 4 * item, absmax / levels)
     set_i32(args[3] + 4 * item, np.int32(count))
 
 
 @inline
-def _outlier_sum(x, outliers, count, weight):
+def _outlier_sum(x, outliers, count, weight) -> Vector:
     """sum of x[k] * weight[k] over the row's outliers k, ascending; weight still in integers."""
     total = splat_f32(ZERO)
     for i in range(count):
@@ -86,7 +87,7 @@ def _outlier_sum(x, outliers, count, weight):
 
 
 @kernel
-def _int8_panels(args, item, worker):
+def _int8_panels(args, item, worker) -> None:
     """out = (integer product * row scale + outliers) * weight scale (+ bias), for some rows and panels."""
     x, quantized, scale, counts, outliers = args[0], args[1], args[2], args[3], args[4]
     out, m, k, weight, weight_scale = args[5], args[6], args[7], args[8], args[9]
@@ -117,7 +118,7 @@ def _int8_panels(args, item, worker):
 
 
 def matmul(
-    x: Tensor, panels: Tensor, scale: Tensor, out_features: int, bias: Tensor | None, threshold: float
+    x: Tensor, panels: Tensor, scale: Tensor, out_features: int, bias: Tensor | None, threshold: float, levels: int
 ) -> Tensor:
     """x [M, K] fp32, panels [panels, K/2, LANES, 2] int8 with K padded to LANES, scale [panels * LANES]."""
     num_panels, k = panels.shape[0], 2 * panels.shape[1]
@@ -152,5 +153,6 @@ def matmul(
         block,
         groups,
         float_bits(threshold),
+        float_bits(float(levels)),
     )
     return out if num_panels * LANES == out_features else out[:, :out_features].contiguous()

@@ -37,7 +37,7 @@ from kernels.cpu.tile import (
     offset,
     store_rows,
 )
-from kernels.nf4_matmul import TABLE
+from kernels.packing import NF4_TABLE
 
 # rows up to which codes are decoded anew for each tile of rows instead of once into a panel
 FUSED_ROWS = 6
@@ -47,7 +47,7 @@ GROUP = 4
 
 def _byte_planes() -> Values:
     """Byte 0, 1, 2 and 3 of each entry's float32, repeated for both 16-byte halves of a register."""
-    entries = [struct.pack("<f", value) for value in TABLE]
+    entries = [struct.pack("<f", value) for value in NF4_TABLE]
     return [ir.Constant(ir.VectorType(I8, BYTES), [entry[plane] for entry in entries] * 2) for plane in range(4)]
 
 

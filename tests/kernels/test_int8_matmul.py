@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from kernels.int8_matmul import (
+    activation_levels,
     dequantize_int8,
     int8_matmul,
     int8_matmul_reference,
@@ -92,3 +93,26 @@ def test_a_zero_row_of_weights_stays_zero() -> None:
     weight = torch.randn(16, 32)
     weight[3] = 0
     assert torch.equal(dequantize_int8(quantize_int8(weight))[3], torch.zeros(32))
+
+
+@pytest.mark.parametrize("threshold", [6.0, None])
+def test_twelve_activation_bits_leave_the_weights_error_alone(threshold: float | None) -> None:
+    weight, x = torch.randn(131, 1536), torch.randn(7, 1536)
+    x[:, 5] = 9.0
+    packed = pack_int8(quantize_int8(weight))
+    wide = int8_matmul(x, packed, None, threshold, activation_bits=12)
+    torch.testing.assert_close(wide, int8_matmul_reference(x, packed, None, threshold, activation_bits=12))
+    exact = x @ dequantize_int8(quantize_int8(weight)).T
+    narrow = int8_matmul(x, packed, None, threshold)
+    assert (wide - exact).norm() < (narrow - exact).norm() / 8
+    alone = int8_matmul(x[3:4], packed, None, threshold, activation_bits=12)
+    assert torch.equal(alone[0], wide[3])
+
+
+def test_a_sum_of_products_never_passes_int32() -> None:
+    assert activation_levels(12, 1536) == 2047
+    assert 127 * activation_levels(12, 14336) * 14336 < 2**31
+    k = 14336
+    weight, x = torch.full((16, k), 0.5), torch.full((1, k), 2.0)
+    packed = pack_int8(quantize_int8(weight))
+    torch.testing.assert_close(int8_matmul(x, packed, None, None, activation_bits=12), torch.full((1, 16), float(k)))

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from kernels.nf4_matmul import (
-    TABLE,
     DoubleQuant,
     dequantize_nf4,
     dynamic_code,
@@ -16,6 +15,7 @@ from kernels.nf4_matmul import (
     quantize_nf4,
     unpack_nf4,
 )
+from kernels.packing import NF4_TABLE
 
 SHAPES = [(960, 576), (16, 64), (37, 128), (131, 1536)]
 
@@ -77,7 +77,7 @@ def test_packing_is_undone(out_features: int, in_features: int) -> None:
 def test_every_code_is_looked_up() -> None:
     """The identity as activations reads the weights back, exactly."""
     codes = torch.arange(16 * 64).view(16, 64) % 16
-    weight = torch.tensor(TABLE)[codes] * 0.37
+    weight = torch.tensor(NF4_TABLE)[codes] * 0.37
     packed = pack_nf4(quantize_nf4(weight))
     expected = dequantize_nf4(unpack_nf4(packed))
     for num_rows in (1, 64):
