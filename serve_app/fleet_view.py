@@ -89,6 +89,8 @@ class FleetView:
         ]
 
     def _on_load(self, load: Load) -> None:
+        if load.replica_id not in self._links:
+            return  # the last words of one that was forgotten: the router must not choose it again
         now_s = time.monotonic()
         self._heard[load.replica_id] = Heard(load=load, at_s=now_s)
         self.router.update(load, now_s)
@@ -108,7 +110,7 @@ class FleetView:
                 load = decode_load(answer)
                 if load.replica_id not in self._links:
                     self._links[load.replica_id] = ReplicaLink(
-                        handles, load.replica_id, self._ingress_id, self._on_load
+                        handles, load.replica_id, self._ingress_id, self._on_load, self.forget
                     )
                 self._on_load(load)
         self._forget_silent(handles.variant)

@@ -26,6 +26,7 @@ class Outbox:
         self._deltas = DeltaBuffer()
         self._live: set[str] = set()
         self._news = asyncio.Event()
+        self._lost: str | None = None
         self._reader: object | None = None
         self._unread_since_s = time.monotonic()
 
@@ -58,6 +59,7 @@ class Outbox:
 
     def fail(self, reason: str) -> None:
         """The engine is gone: every request that has not ended ends now."""
+        self._lost = reason
         for request_id in self.live:
             self.put(TokenDelta(request_id=request_id, token_ids=[], finish_reason="error", error=reason))
 
@@ -67,7 +69,7 @@ class Outbox:
         try:
             while await self._has_news() and self._reader is reader:
                 self._news.clear()
-                yield encode(Frame(deltas=self._deltas.take(), load=self._load()))
+                yield encode(Frame(deltas=self._deltas.take(), load=self._load(), lost=self._lost))
         finally:
             if self._reader is reader:
                 self._reader = None

@@ -57,13 +57,20 @@ class ReplicaLink:
     them with it, the channel of everybody included."""
 
     def __init__(
-        self, handles: VariantHandles, replica_id: str, ingress_id: str, on_load: Callable[[Load], None]
+        self,
+        handles: VariantHandles,
+        replica_id: str,
+        ingress_id: str,
+        on_load: Callable[[Load], None],
+        on_lost: Callable[[str, str], None],
     ) -> None:
+        """`on_lost` is told the replica's id and the reason, once what it said before has been handed out."""
         self.variant = handles.variant
         self.replica_id = replica_id
         self._handles = handles
         self._ingress_id = ingress_id
         self._on_load = on_load
+        self._on_lost = on_lost
         self._inboxes: dict[str, Inbox] = {}
         self._reader: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -147,11 +154,12 @@ class ReplicaLink:
                 async for frame in self._handles.channel.remote(self._ingress_id, replica_id=self.replica_id):
                     self._deliver(frame)
         except Exception as error:
-            self.fail(str(error) or type(error).__name__)
+            self._on_lost(self.replica_id, str(error) or type(error).__name__)
 
     def _deliver(self, data: bytes) -> None:
         frame = decode_frame(data)
-        self._on_load(frame.load)
+        if frame.lost is None:
+            self._on_load(frame.load)
         for delta in frame.deltas:
             inbox = self._inboxes.get(delta.request_id)
             if inbox is None:
@@ -159,3 +167,5 @@ class ReplicaLink:
             if delta.finish_reason is not None:
                 del self._inboxes[delta.request_id]
             inbox.put_nowait(delta)
+        if frame.lost is not None:
+            self._on_lost(self.replica_id, frame.lost)

@@ -36,6 +36,8 @@ class Frame:
 
     deltas: list[TokenDelta]
     load: Load
+    lost: str | None = None
+    """Why the engine is gone; nothing comes after it."""
 
 
 encode = msgspec.msgpack.Encoder().encode
