@@ -140,7 +140,6 @@ def main(file_descriptor: int, parent_pid: int) -> int:
         started_s = time.perf_counter()
         engine = build_engine(start.spec)
         log.info("%s ready after %.2f s", start.spec.replica_id, time.perf_counter() - started_s)
-        gc.collect()
         gc.freeze()  # looking through the libraries' 256,000 objects again would stop a step for 0.1 s
         EngineLoop(channel, engine).run(early)
     except (ConnectionResetError, BrokenPipeError):
