@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
-from serve_app.errors import body_too_large
+from serve_app.errors import ApiError, body_too_large
 
 DISCARD_FACTOR = 16
 """Of a body that is too large so many limits are read and thrown away: a client that is still sending when the
@@ -13,6 +13,13 @@ connection closes sees a broken pipe, not the answer."""
 
 async def read_body(request: Request, limit_bytes: int) -> bytes:
     """ApiError 413 for a body beyond the limit, whatever its Content-Length says."""
+    try:
+        return await _read(request, limit_bytes)
+    except ClientDisconnect:
+        raise ApiError(400, "The connection closed before the body was complete") from None
+
+
+async def _read(request: Request, limit_bytes: int) -> bytes:
     declared = request.headers.get("content-length", "")
     too_large = declared.isdigit() and int(declared) > limit_bytes
     chunks: list[bytes] = []

@@ -28,7 +28,7 @@ END_TIMEOUT_S = 8.0
 def joined_ray() -> Iterator[None]:
     """This process is a driver of Ray inside. A Ray that was started here ends with it, the other stays."""
     if "RAY_ADDRESS" in os.environ:
-        with _joined(os.environ["RAY_ADDRESS"]):
+        with _environment(driver_environment()), _joined(os.environ["RAY_ADDRESS"]):
             yield
         return
     temp_dir = Path(tempfile.mkdtemp(prefix="qf-", dir="/tmp"))  # short: unix sockets lie below, 107 bytes at most
