@@ -35,17 +35,18 @@ def joined_ray() -> Iterator[None]:
     settings = fleet_environment(temp_dir, usable_cores())
     with ExitStack() as stack:
         stack.callback(shutil.rmtree, temp_dir, ignore_errors=True)
-        stack.enter_context(_environment(settings | driver_environment()))
+        stack.enter_context(_environment(settings))
         # Without a name: the head clears the folder up, and its last words must outlive it.
         log = stack.enter_context(tempfile.TemporaryFile("w+"))
-        head = stack.enter_context(_head(temp_dir, settings, log))
+        head = stack.enter_context(_head(temp_dir, log))
+        stack.enter_context(_environment(driver_environment()))  # not for the head: its workers would inherit it
         importlib.import_module("ray.serve")  # two seconds, which Ray's start takes anyway
         stack.enter_context(_joined(_address(head, log)))
         yield
 
 
 @contextmanager
-def _head(temp_dir: Path, settings: Mapping[str, str], log: IO[str]) -> Iterator[subprocess.Popen[str]]:
+def _head(temp_dir: Path, log: IO[str]) -> Iterator[subprocess.Popen[str]]:
     """Its stdin closes when this process ends, whatever ends it."""
     num_cpus = max(MIN_LOGICAL_CPUS, usable_cores())
     head = subprocess.Popen(
@@ -53,7 +54,6 @@ def _head(temp_dir: Path, settings: Mapping[str, str], log: IO[str]) -> Iterator
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=log,
-        env=os.environ | settings,
         start_new_session=True,
         text=True,
     )
