@@ -50,11 +50,11 @@ def test_it_is_transformers_perplexity_on_the_same_windows(checkpoint: Path, tex
 
 
 def test_quality_is_the_references_perplexity_over_its_own(text: Path) -> None:
-    job = EvaluateJob(config=FleetConfig.built_in(), variants=("nf4", "int8"), text=text, context=64, max_tokens=128)
-    reference, nf4, int8 = run_evaluate(job)
-    assert [score.variant for score in (reference, nf4, int8)] == ["bf16", "nf4", "int8"]
+    job = EvaluateJob(config=FleetConfig.built_in(), variants=("nf4", "bf16"), text=text, context=64, max_tokens=128)
+    reference, nf4 = run_evaluate(job)
+    assert [reference.variant, nf4.variant] == ["bf16", "nf4"]
     assert nf4.quality == reference.perplexity / nf4.perplexity
-    assert nf4.quality < int8.quality
+    assert 0.3 < nf4.quality < 1.0
 
 
 def test_the_reference_is_unquantised() -> None:
