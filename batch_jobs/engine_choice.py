@@ -12,8 +12,10 @@ from cluster.cost_model import CostModel
 from cluster.engine_spec import EngineSpec
 from cluster.errors import UserError, did_you_mean
 from cluster.model_shape import ModelShape
+from cluster.profile import Profile
 from cluster.variants import Variant
 from engine.checkpoint import ensure_checkpoint
+from engine.profiling import profile_key, profile_path
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +47,9 @@ def choose_engine(config: FleetConfig, variant_name: str | None) -> EngineChoice
     shape = ModelShape.from_hf_config(Path(checkpoint) / "config.json", config.engine.max_context)
     (placed,) = allot(config, shape, accelerator, str(checkpoint), replicas={variant.name: 1}).allotments
     spec = placed.spec
-    cost_model = CostModel(shape, variant, accelerator, share=spec.share, kv_dtype=spec.kv_dtype)
+    # A profile that is there corrects the roofline; measuring one takes longer than most jobs would gain by it.
+    profile = Profile.load(profile_path(spec), profile_key(spec))
+    cost_model = CostModel(shape, variant, accelerator, share=spec.share, kv_dtype=spec.kv_dtype, profile=profile)
     return EngineChoice(spec=spec, cost_model=cost_model)
 
 
