@@ -9,15 +9,14 @@ import logging
 import os
 import secrets
 import shutil
-import signal
 import sys
 import tempfile
-import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import engine
+from batch_jobs.ray_driver import environment, keeping_signal_handlers
 from cluster.cpu_host import usable_cores
 
 OBJECT_STORE_BYTES = 256 * 2**20
@@ -31,11 +30,11 @@ def job_ray() -> Iterator[None]:
         return
     address = os.environ.get("RAY_ADDRESS")
     folder = None if address else tempfile.mkdtemp(prefix="qfjob-")  # short: unix sockets lie in it, 107 bytes at most
-    with _environment({} if address else _settings()):
+    with environment({} if address else _settings()):
         import ray  # reads the settings
 
         try:
-            with _keeping_signal_handlers():
+            with keeping_signal_handlers():
                 if folder is None:
                     ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
                 else:
@@ -81,27 +80,3 @@ def _settings() -> dict[str, str]:
     if "ray" not in sys.modules:  # once imported it no longer reads the mode, but ray.init sets it to token itself
         settings["RAY_AUTH_MODE"] = "token"
     return settings
-
-
-@contextmanager
-def _environment(settings: Mapping[str, str]) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in settings}
-    os.environ.update(settings)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
-
-
-@contextmanager
-def _keeping_signal_handlers() -> Iterator[None]:
-    """ray.init sets one for SIGTERM that ends the process without its `finally`."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    yield
-    if threading.current_thread() is threading.main_thread():
-        for number, handler in handlers.items():
-            signal.signal(number, handler)

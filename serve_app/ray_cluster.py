@@ -6,16 +6,15 @@ import importlib
 import logging
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
-import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
+from batch_jobs.ray_driver import environment, keeping_signal_handlers
 from cluster.cpu_host import usable_cores
 from serve_app.ray_settings import driver_environment, fleet_environment
 
@@ -28,18 +27,18 @@ END_TIMEOUT_S = 8.0
 def joined_ray() -> Iterator[None]:
     """This process is a driver of Ray inside. A Ray that was started here ends with it, the other stays."""
     if "RAY_ADDRESS" in os.environ:
-        with _environment(driver_environment()), _joined(os.environ["RAY_ADDRESS"]):
+        with environment(driver_environment()), _joined(os.environ["RAY_ADDRESS"]):
             yield
         return
     temp_dir = Path(tempfile.mkdtemp(prefix="qf-", dir="/tmp"))  # short: unix sockets lie below, 107 bytes at most
     settings = fleet_environment(temp_dir, usable_cores())
     with ExitStack() as stack:
         stack.callback(shutil.rmtree, temp_dir, ignore_errors=True)
-        stack.enter_context(_environment(settings))
+        stack.enter_context(environment(settings))
         # Without a name: the head clears the folder up, and its last words must outlive it.
         log = stack.enter_context(tempfile.TemporaryFile("w+"))
         head = stack.enter_context(_head(temp_dir, log))
-        stack.enter_context(_environment(driver_environment()))  # not for the head: its workers would inherit it
+        stack.enter_context(environment(driver_environment()))  # not for the head: its workers would inherit it
         importlib.import_module("ray.serve")  # two seconds, which Ray's start takes anyway
         stack.enter_context(_joined(_address(head, log)))
         yield
@@ -84,33 +83,9 @@ def _address(head: subprocess.Popen[str], log: IO[str]) -> str:
 def _joined(address: str) -> Iterator[None]:
     import ray
 
-    with _keeping_signal_handlers():
+    with keeping_signal_handlers():
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     try:
         yield
     finally:
         ray.shutdown()
-
-
-@contextmanager
-def _keeping_signal_handlers() -> Iterator[None]:
-    """ray.init sets its own, which end the process without a drain."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    yield
-    if threading.current_thread() is threading.main_thread():
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-
-
-@contextmanager
-def _environment(settings: Mapping[str, str]) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in settings}
-    os.environ.update(settings)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
