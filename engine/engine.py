@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import random
 import time
+from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 import psutil
@@ -33,6 +35,18 @@ WARM_UP = (Trial(chunk=8), Trial(decodes=1, context=8))
 """In one block: the smallest cache there is."""
 
 
+Results = Callable[[], list[ChunkResult]]
+"""Waits for a step, and says what it brought."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LaunchedStep:
+    chunks: list[ScheduledChunk]
+    shape: StepShape
+    started_s: float
+    results: Results
+
+
 class StepRunner(Protocol):
     """What the engine asks of engine.runner.Runner."""
 
@@ -45,7 +59,14 @@ class StepRunner(Protocol):
     @property
     def eos_token_ids(self) -> frozenset[int]: ...
 
-    def run(self, chunks: list[ScheduledChunk]) -> list[ChunkResult]: ...
+    @property
+    def lookahead(self) -> int:
+        """Steps that may be launched before the results of an earlier one are read: 0 on a CPU, 1 on a GPU."""
+        ...
+
+    def launch(self, chunks: list[ScheduledChunk]) -> Results:
+        """Starts the step; nothing of the sequences is read after it returns."""
+        ...
 
 
 class Engine:
@@ -70,6 +91,8 @@ class Engine:
             prefix_caching=spec.prefix_caching,
         )
         self._live: dict[str, LiveRequest] = {}
+        self._launched: deque[LaunchedStep] = deque()
+        self._read_s = 0.0
         self._aborted: list[TokenDelta] = []
         self._num_arrivals = 0
         self._failed_steps = 0
@@ -109,22 +132,32 @@ class Engine:
             self._aborted.append(live.delta(finish_reason="abort"))
 
     def step(self) -> list[TokenDelta]:
-        """Schedule, run, and say what each sequence got."""
+        """Schedule, launch, and say what each sequence got: with lookahead, of the step before, while this one runs."""
         deltas, self._aborted = self._aborted, []
         chunks = self._scheduler.schedule()
         if chunks:
-            shape = step_shape(chunks)
-            started_s = time.perf_counter()
-            results = self._run(chunks)
-            self._record(shape, started_s)
-            taken = [self._take(chunk, result) for chunk, result in zip(chunks, results, strict=True)]
-            deltas += [delta for delta in taken if delta is not None]
+            shape, started_s = step_shape(chunks), time.perf_counter()
+            results = self._launch(chunks)
+            self._launched.append(LaunchedStep(chunks=chunks, shape=shape, started_s=started_s, results=results))
+            for chunk in chunks:
+                self._scheduler.advance(chunk)
+        while len(self._launched) > (self._runner.lookahead if chunks else 0):
+            deltas += self._read(self._launched.popleft())
         return deltas
 
-    def _record(self, shape: StepShape, started_s: float) -> None:
+    def _read(self, step: LaunchedStep) -> list[TokenDelta]:
+        results = step.results()
+        self._record(step)
+        taken = [self._take(chunk, result) for chunk, result in zip(step.chunks, results, strict=True)]
+        return [delta for delta in taken if delta is not None]
+
+    def _record(self, step: LaunchedStep) -> None:
+        """A step launched while another ran began when that one ended."""
         now_s = time.perf_counter()
-        predicted_s = self._predict_step_s(shape) if self._predict_step_s else None
-        self._meter.record(shape, step_s=now_s - started_s, predicted_s=predicted_s, now_s=now_s)
+        step_s = now_s - max(step.started_s, self._read_s)
+        self._read_s = now_s
+        predicted_s = self._predict_step_s(step.shape) if self._predict_step_s else None
+        self._meter.record(step.shape, step_s=step_s, predicted_s=predicted_s, now_s=now_s)
 
     def load(self) -> Load:
         block_size = self._pool.block_size
@@ -176,35 +209,39 @@ class Engine:
         if sampling.stop and self._text is None:
             raise ValueError("stop: this engine has no tokenizer to find stop strings with")
 
-    def _run(self, chunks: list[ScheduledChunk]) -> list[ChunkResult]:
+    def _launch(self, chunks: list[ScheduledChunk]) -> Results:
         """The step; if it fails, each chunk by itself, so that one request that cannot be computed ends alone."""
         try:
-            results = self._runner.run(chunks)
+            results = self._runner.launch(chunks)
         except Exception:
             log.exception("a step of %d chunks failed; each is run by itself", len(chunks))
-            results = [self._run_alone(chunk) for chunk in chunks]
-            if all(result.error for result in results):
+            alone = [self._run_alone(chunk) for chunk in chunks]
+            if all(result.error for result in alone):
                 self._failed_steps += 1
                 if self._failed_steps == MAX_FAILED_STEPS:
                     raise
-                return results
+                return lambda: alone
+            results = lambda: alone  # noqa: E731
         self._failed_steps = 0
         return results
 
     def _run_alone(self, chunk: ScheduledChunk) -> ChunkResult:
         try:
-            return self._runner.run([chunk])[0]
+            return self._runner.launch([chunk])()[0]
         except Exception as error:
             return ChunkResult(token_id=None, error=f"{type(error).__name__}: {error}")
 
     def _take(self, chunk: ScheduledChunk, result: ChunkResult) -> TokenDelta | None:
-        """Enters one chunk's result, and takes the request out when it ends with it."""
-        live = self._live[chunk.sequence.request.request_id]
+        """Enters one chunk's result, and takes the request out when it ends with it. A sequence that ended while this
+        step was on its way leaves a token that nobody wants."""
+        live = self._live.get(chunk.sequence.request.request_id)
+        if live is None or live.sequence is not chunk.sequence:
+            return None
         if result.error is not None:
             self._remove(live)
             return live.delta(finish_reason="error", error=result.error)
-        delta = live.take(result, self._runner.eos_token_ids)
-        self._scheduler.advance(chunk)
+        delta = live.take(chunk, result, self._runner.eos_token_ids)
+        self._scheduler.publish(chunk)
         if delta is not None:
             self._meter.generated_tokens += 1
             if delta.finish_reason is not None:
@@ -230,7 +267,7 @@ def build_engine(spec: EngineSpec) -> Engine:
     runner = Runner(spec)
     # What a first step would load or compile, and whatever is wrong with it, belongs to the start.
     for trial in WARM_UP:
-        runner.run(trial.chunks(spec.block_size))
+        runner.launch(trial.chunks(spec.block_size))()
     return Engine(spec, runner, TextCodec(spec.checkpoint), _step_predictor(spec))
 
 

@@ -6,7 +6,7 @@ from collections.abc import Set
 from dataclasses import dataclass, field
 
 from cluster.request import FinishReason, TokenDelta, TokenLogprob
-from engine.sequence import ChunkResult, Sequence
+from engine.sequence import ChunkResult, ScheduledChunk, Sequence
 from engine.text import StreamDetokenizer
 
 
@@ -18,13 +18,13 @@ class LiveRequest:
     _prompt_logprobs: list[TokenLogprob | None] = field(default_factory=list)
     _told: bool = False
 
-    def take(self, result: ChunkResult, eos_token_ids: Set[int]) -> TokenDelta | None:
-        """Appends the chunk's token; None where the prompt is not through yet. The sequence still counts the chunk as
-        computed or not as it did before."""
-        self._collect_prompt_logprobs(result)
+    def take(self, chunk: ScheduledChunk, result: ChunkResult, eos_token_ids: Set[int]) -> TokenDelta | None:
+        """Appends the chunk's token; None where the prompt is not through yet."""
+        self._collect_prompt_logprobs(chunk, result)
         if result.token_id is None:
             return None
         self.sequence.token_ids.append(result.token_id)
+        self.sequence.num_pending_tokens -= 1
         return self.delta(result=result, finish_reason=self._finish_reason(result.token_id, eos_token_ids))
 
     def delta(
@@ -45,9 +45,9 @@ class LiveRequest:
             error=error,
         )
 
-    def _collect_prompt_logprobs(self, result: ChunkResult) -> None:
+    def _collect_prompt_logprobs(self, chunk: ScheduledChunk, result: ChunkResult) -> None:
         if result.prompt_logprobs is not None:
-            if self.sequence.num_computed_tokens == 0:  # a prompt preempted half way begins anew
+            if chunk.start == 0:  # a prompt preempted half way begins anew
                 self._prompt_logprobs = [None]
             self._prompt_logprobs += result.prompt_logprobs
 

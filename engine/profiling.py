@@ -154,14 +154,14 @@ def _touch_cache(runner: StepRunner, spec: EngineSpec) -> None:
         some = blocks[start : start + spec.token_budget]
         # Two tokens, one computed: without a last token no logits are made.
         sequences = [trial_sequence(num_tokens=2, num_computed_tokens=0, block_table=[block]) for block in some]
-        runner.run([ScheduledChunk(sequence=sequence, num_tokens=1) for sequence in sequences])
+        runner.launch([ScheduledChunk.of(sequence, 1) for sequence in sequences])()
 
 
 def _measured(runner: StepRunner, chunks: list[ScheduledChunk], clock: Callable[[], float]) -> ProfilePoint:
     times_s: list[float] = []
     while len(times_s) < MAX_REPETITIONS and sum(times_s) < POINT_BUDGET_S:
         started_s = clock()
-        runner.run(chunks)
+        runner.launch(chunks)()
         times_s.append(clock() - started_s)
     return ProfilePoint(shape=step_shape(chunks), step_s=min(times_s))
 

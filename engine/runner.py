@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
@@ -79,7 +80,16 @@ class Runner:
         """A first step loads every kernel's machine code, 0.5 s that no request should wait for."""
         request = GenerationRequest(request_id="warm-up", prompt_token_ids=[0], sampling=SamplingParams())
         sequence = Sequence(request=request, token_ids=[0], num_prompt_tokens=1, seed=0, arrival=0, block_table=[0])
-        self.run([ScheduledChunk(sequence=sequence, num_tokens=1)])
+        self.run([ScheduledChunk.of(sequence, 1)])
+
+    @property
+    def lookahead(self) -> int:
+        return 0
+
+    def launch(self, chunks: list[ScheduledChunk]) -> Callable[[], list[ChunkResult]]:
+        """The whole step: a CPU has nobody else to do it."""
+        results = self.run(chunks)
+        return lambda: results
 
     def run(self, chunks: list[ScheduledChunk]) -> list[ChunkResult]:
         """Computes every chunk's K and V, and the next token of each chunk that reaches its sequence's end."""
@@ -130,7 +140,7 @@ class Runner:
         sequence, num_top = chunk.sequence, chunk.sequence.request.sampling.prompt_logprobs
         if num_top is None:
             return None
-        first = sequence.num_computed_tokens + 1
+        first = chunk.start + 1
         targets = sequence.token_ids[first : min(first + chunk.num_tokens, sequence.num_prompt_tokens)]
         found: list[TokenLogprob | None] = []
         for start in range(0, len(targets), PROMPT_LOGPROB_ROWS):

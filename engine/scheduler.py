@@ -32,6 +32,7 @@ class Scheduler:
         self._token_budget = token_budget
         self._max_sequences = max_sequences
         self._prefix_caching = prefix_caching
+        self._free_slots = list(range(max_sequences - 1, -1, -1))
 
     def add(self, sequence: Sequence) -> None:
         insort(self.waiting, sequence, key=_rank)
@@ -51,16 +52,21 @@ class Scheduler:
                 head_fits = head_fits and self._admit(sequence, chunks)
             if sequence.block_table:
                 num_tokens = min(budget, sequence.num_uncomputed_tokens)
-                chunks[sequence.arrival] = ScheduledChunk(sequence=sequence, num_tokens=num_tokens)
+                chunks[sequence.arrival] = ScheduledChunk.of(sequence, num_tokens)
         return list(chunks.values())
 
     def advance(self, chunk: ScheduledChunk) -> None:
-        """Notes that the chunk's K and V are in the cache, and publishes the blocks it filled."""
+        """Notes that the chunk is on its way: whatever is scheduled next runs after it."""
         sequence = chunk.sequence
-        first_unfilled = sequence.num_computed_tokens // self.pool.block_size
-        sequence.num_computed_tokens += chunk.num_tokens
-        num_filled = sequence.num_computed_tokens // self.pool.block_size
-        if self._prefix_caching and num_filled > first_unfilled:
+        sequence.num_computed_tokens = chunk.end
+        sequence.num_pending_tokens += chunk.samples
+
+    def publish(self, chunk: ScheduledChunk) -> None:
+        """Makes the blocks that the chunk filled known to the prefix cache, once all their tokens are known."""
+        sequence = chunk.sequence
+        first_unfilled, num_filled = chunk.start // self.pool.block_size, chunk.end // self.pool.block_size
+        is_held = bool(sequence.block_table) and sequence.num_preemptions == chunk.num_preemptions
+        if self._prefix_caching and num_filled > first_unfilled and is_held:
             extend_block_hashes(sequence.block_hashes, sequence.token_ids, num_filled, self.pool.block_size)
             for index in range(first_unfilled, num_filled):
                 self.pool.publish(sequence.block_table[index], sequence.block_hashes[index])
@@ -75,13 +81,16 @@ class Scheduler:
 
     def _schedule_decodes(self, chunks: dict[int, ScheduledChunk]) -> None:
         """They fit the budget: a sequence comes to decode by a chunk that the others' decodes left room for."""
-        for sequence in [sequence for sequence in self.running if sequence.num_uncomputed_tokens == 1]:
+        decoding = [sequence for sequence in self.running if sequence.num_uncomputed_tokens == 1]
+        for sequence in decoding:
+            if sequence.is_full:  # its last token is drawn, only not read yet
+                continue
             if sequence.block_table and self._grow(sequence, chunks):
-                chunks[sequence.arrival] = ScheduledChunk(sequence=sequence, num_tokens=1)
+                chunks[sequence.arrival] = ScheduledChunk.of(sequence, 1)
 
     def _grow(self, sequence: Sequence, chunks: dict[int, ScheduledChunk]) -> bool:
         """One more block where the last is full; False when the sequence itself had to give way."""
-        if len(sequence.token_ids) <= len(sequence.block_table) * self.pool.block_size:
+        if sequence.num_tokens <= len(sequence.block_table) * self.pool.block_size:
             return True
         while self.pool.num_free == 0:
             victim = self.running[-1]
@@ -93,6 +102,8 @@ class Scheduler:
 
     def _admit(self, sequence: Sequence, chunks: dict[int, ScheduledChunk]) -> bool:
         """Moves a waiting sequence to the running if it fits, preempting those of larger rank if that makes it fit."""
+        if sequence.num_pending_tokens:  # preempted a step ago: it is prefilled with a token not known yet
+            return False
         cached = self._cached_prefix(sequence)
         wanted = self._blocks_wanted(sequence, cached)
         victims = [running for running in self.running if running.rank > sequence.rank]
@@ -114,6 +125,7 @@ class Scheduler:
         if sequence.num_preemptions == 0:
             sequence.num_cached_tokens = sequence.num_computed_tokens
             self.num_prefix_hit_tokens += sequence.num_computed_tokens
+        sequence.slot = self._free_slots.pop()
         self.waiting.remove(sequence)
         insort(self.running, sequence, key=_rank)
 
@@ -141,5 +153,6 @@ class Scheduler:
 
     def _release(self, sequence: Sequence) -> None:
         self.pool.release(sequence.block_table)
-        sequence.block_table = []
+        self._free_slots.append(sequence.slot)
+        sequence.block_table, sequence.slot = [], -1
         sequence.num_computed_tokens = 0

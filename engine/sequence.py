@@ -23,6 +23,11 @@ class Sequence:
     """Order of admission, unique in an engine; ties of priority are broken by it."""
     block_table: list[int] = field(default_factory=list)
     num_computed_tokens: int = 0
+    num_pending_tokens: int = 0
+    """Sampled by a step whose results are not read yet: counted, but their ids are known to the device alone."""
+    slot: int = -1
+    """Its place among the running, from 0 to max_sequences - 1, kept from admission to the end; a runner may keep state
+    of the sequence under it."""
     num_cached_tokens: int = 0
     """Prompt tokens that the prefix cache gave at the first admission."""
     num_preemptions: int = 0
@@ -39,20 +44,45 @@ class Sequence:
         return len(self.token_ids) - self.num_prompt_tokens
 
     @property
+    def num_tokens(self) -> int:
+        """Prompt and output, the pending ones too."""
+        return len(self.token_ids) + self.num_pending_tokens
+
+    @property
     def num_uncomputed_tokens(self) -> int:
-        return len(self.token_ids) - self.num_computed_tokens
+        return self.num_tokens - self.num_computed_tokens
+
+    @property
+    def is_full(self) -> bool:
+        """Whether its last token is sampled already, though perhaps not read."""
+        return self.num_tokens - self.num_prompt_tokens >= self.request.sampling.max_tokens
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScheduledChunk:
-    """`num_tokens` tokens of a sequence from `num_computed_tokens` on; it samples when the chunk reaches the end."""
+    """`num_tokens` tokens of a sequence from position `start` on, as things stood when it was scheduled."""
 
     sequence: Sequence
+    start: int
     num_tokens: int
+    samples: bool
+    """Whether it reaches the sequence's end, so that a next token is drawn."""
+    num_preemptions: int
+    """Of the sequence until then: after one more, the chunk's K and V are no longer its own."""
+
+    @classmethod
+    def of(cls, sequence: Sequence, num_tokens: int) -> ScheduledChunk:
+        return cls(
+            sequence=sequence,
+            start=sequence.num_computed_tokens,
+            num_tokens=num_tokens,
+            samples=num_tokens == sequence.num_uncomputed_tokens,
+            num_preemptions=sequence.num_preemptions,
+        )
 
     @property
-    def samples(self) -> bool:
-        return self.num_tokens == self.sequence.num_uncomputed_tokens
+    def end(self) -> int:
+        return self.start + self.num_tokens
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,9 +15,9 @@ def step_shape(chunks: Chunks[ScheduledChunk]) -> StepShape:
     prefills = [chunk for chunk in chunks if chunk.num_tokens > 1]
     return StepShape(
         decode_sequences=len(decodes),
-        kv_tokens=sum(chunk.sequence.num_computed_tokens + 1 for chunk in decodes),
+        kv_tokens=sum(chunk.start + 1 for chunk in decodes),
         prefill_tokens=sum(chunk.num_tokens for chunk in prefills),
-        prefill_context_tokens=sum(chunk.sequence.num_computed_tokens for chunk in prefills),
+        prefill_context_tokens=sum(chunk.start for chunk in prefills),
     )
 
 

@@ -36,7 +36,7 @@ class TokenBatch:
         token_ids: list[int] = []
         starts, counts = [0] * num_sequences, [0] * num_sequences
         for row, chunk in enumerate(chunks):
-            sequence, start, count = chunk.sequence, chunk.sequence.num_computed_tokens, chunk.num_tokens
+            sequence, start, count = chunk.sequence, chunk.start, chunk.num_tokens
             starts[row], counts[row] = start, count
             token_ids += sequence.token_ids[start : start + count]
             tables[row, : len(sequence.block_table)] = sequence.block_table

@@ -31,13 +31,13 @@ class Trial:
         blocks = count()
         sizes = [1] * self.decodes + [self.chunk] * (self.chunk > 0)
         return [
-            ScheduledChunk(
-                sequence=trial_sequence(
+            ScheduledChunk.of(
+                trial_sequence(
                     num_tokens=length,
                     num_computed_tokens=length - size,
                     block_table=[next(blocks) for _ in range(-(-length // block_size))],
                 ),
-                num_tokens=size,
+                size,
             )
             for length, size in zip(self.lengths, sizes, strict=True)
         ]

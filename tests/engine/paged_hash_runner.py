@@ -6,6 +6,7 @@ cache at a thousandth of a real model's time.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Sequence as Tokens
 from hashlib import blake2b
 
@@ -31,7 +32,9 @@ def continuation(prompt: Tokens[int], num_tokens: int) -> list[int]:
 
 
 class PagedHashRunner:
-    def __init__(self, num_blocks: int, block_size: int, *, eos: int = EOS, poison: int | None = None) -> None:
+    def __init__(
+        self, num_blocks: int, block_size: int, *, eos: int = EOS, poison: int | None = None, lookahead: int = 0
+    ) -> None:
         self.num_blocks = num_blocks
         self.vocab_size = VOCAB_SIZE
         self.eos_token_ids = frozenset({eos})
@@ -39,9 +42,16 @@ class PagedHashRunner:
         self.kv_bytes = 0
         self.steps: list[list[int]] = []
         """Tokens of each chunk of each step."""
+        self.lookahead = lookahead
+        self._last_token: dict[int, int] = {}
+        """What a device keeps of each slot: the next step may be launched before the host has read it."""
         self._block_size = block_size
         self._poison = poison
         self._slots: list[tuple[int, int] | None] = [None] * (num_blocks * block_size)
+
+    def launch(self, chunks: list[ScheduledChunk]) -> Callable[[], list[ChunkResult]]:
+        results = self.run(chunks)
+        return lambda: results
 
     def run(self, chunks: list[ScheduledChunk]) -> list[ChunkResult]:
         self.steps.append([chunk.num_tokens for chunk in chunks])
@@ -49,14 +59,18 @@ class PagedHashRunner:
 
     def _run_chunk(self, chunk: ScheduledChunk) -> ChunkResult:
         sequence = chunk.sequence
-        start, end = sequence.num_computed_tokens, sequence.num_computed_tokens + chunk.num_tokens
+        start, end = chunk.start, chunk.end
         written = sequence.token_ids[start:end]
+        if len(written) < chunk.num_tokens:
+            written = [*written, self._last_token[sequence.slot]]
         if self._poison in written:
             raise ArithmeticError("poison")
         for position, token_id in enumerate(written, start):
             self._slots[self._slot(sequence.block_table, position)] = (position, token_id)
         prefix = self._read(sequence.block_table, end)
         token_id = next_token(prefix) if chunk.samples else None
+        if token_id is not None:
+            self._last_token[sequence.slot] = token_id
         prompt_logprobs = None
         if sequence.request.sampling.prompt_logprobs is not None:
             last = min(end, sequence.num_prompt_tokens - 1)

@@ -60,8 +60,7 @@ class Stepper:
 
     def step(self, sequences: Items[Sequence], most_tokens: int = 4096) -> list[ChunkResult]:
         chunks = [
-            ScheduledChunk(sequence=sequence, num_tokens=min(most_tokens, sequence.num_uncomputed_tokens))
-            for sequence in sequences
+            ScheduledChunk.of(sequence, min(most_tokens, sequence.num_uncomputed_tokens)) for sequence in sequences
         ]
         results = self.runner.run(chunks)
         for chunk, result in zip(chunks, results, strict=True):

@@ -57,7 +57,7 @@ def prompts(vocab: int) -> list[list[int]]:
 
 
 def whole(sequence: Sequence) -> ScheduledChunk:
-    return ScheduledChunk(sequence=sequence, num_tokens=sequence.num_uncomputed_tokens)
+    return ScheduledChunk.of(sequence, sequence.num_uncomputed_tokens)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -87,7 +87,7 @@ def test_a_row_is_the_same_alone_in_a_batch_and_in_chunks(
     while any(sequence.num_uncomputed_tokens for sequence in chunked):
         running = [i for i, sequence in enumerate(chunked) if sequence.num_uncomputed_tokens]
         sizes = [min(5 + i, chunked[i].num_uncomputed_tokens) for i in running]
-        chunks = [ScheduledChunk(sequence=chunked[i], num_tokens=n) for i, n in zip(running, sizes, strict=True)]
+        chunks = [ScheduledChunk.of(chunked[i], n) for i, n in zip(running, sizes, strict=True)]
         for i, part in zip(running, model.logits(*chunks).split(sizes), strict=True):
             parts[i].append(part)
     for i, expected in enumerate(alone):

@@ -219,7 +219,7 @@ def test_a_damaged_sequence_is_named_and_its_neighbour_is_not_touched(tiny_check
 def test_a_step_changes_no_sequence(tiny: Stepper) -> None:
     sequence = tiny.sequence([1, 2, 3])
     before = (list(sequence.token_ids), sequence.num_computed_tokens, list(sequence.block_table))
-    tiny.runner.run([ScheduledChunk(sequence=sequence, num_tokens=3)])
+    tiny.runner.run([ScheduledChunk.of(sequence, 3)])
     assert (sequence.token_ids, sequence.num_computed_tokens, sequence.block_table) == before
     tiny.release(sequence)
 

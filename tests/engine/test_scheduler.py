@@ -64,8 +64,12 @@ class Loop:
             assert len(sequence.block_table) == self.pool.blocks_for(len(sequence.token_ids))
         for chunk, result in zip(chunks, self.runner.run(chunks), strict=True):
             self.scheduler.advance(chunk)
-            if result.token_id is not None:
+            if result.token_id is None:
+                self.scheduler.publish(chunk)
+            else:
                 chunk.sequence.token_ids.append(result.token_id)
+                chunk.sequence.num_pending_tokens -= 1
+                self.scheduler.publish(chunk)
                 if chunk.sequence.num_output_tokens == chunk.sequence.request.sampling.max_tokens:
                     self.scheduler.remove(chunk.sequence)
                     self.finished.append(chunk.sequence)

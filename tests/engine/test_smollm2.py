@@ -86,8 +86,10 @@ class FewerBlocks:
         self.vocab_size = whole.vocab_size
         self.eos_token_ids = whole.eos_token_ids
 
-    def run(self, chunks: list[ScheduledChunk]) -> list[ChunkResult]:
-        return self._whole.run(chunks)
+        self.lookahead = whole.lookahead
+
+    def launch(self, chunks: list[ScheduledChunk]) -> Callable[[], list[ChunkResult]]:
+        return self._whole.launch(chunks)
 
 
 def engine_of(variant: str, num_blocks: int | None = None, **changes: object) -> Engine:

@@ -23,7 +23,7 @@ def chunk(token_ids: list[int], computed: int, num_tokens: int, block_table: lis
         block_table=block_table,
         num_computed_tokens=computed,
     )
-    return ScheduledChunk(sequence=sequence, num_tokens=num_tokens)
+    return ScheduledChunk.of(sequence, num_tokens)
 
 
 def test_mixed_chunks() -> None:
