@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
+from math import ceil
 
-from cluster.accelerators import SERVING_KINDS, Accelerator, Kind
+from cluster.accelerators import Accelerator, Kind, serving_kinds
 from cluster.config import EngineSection, FleetConfig
 from cluster.cost_model import CostModel
 from cluster.engine_spec import EngineSpec
 from cluster.errors import UserError
-from cluster.kv_capacity import UTILIZATION, KvCapacity, MemoryPlan, kv_capacity
+from cluster.kv_capacity import UTILIZATION, KvCapacity, MemoryPlan, granted_bytes, kv_capacity
 from cluster.model_shape import ModelShape
 from cluster.prediction import ReplicaLimits
 from cluster.profile import StepShape
-from cluster.variants import Variant
+from cluster.variants import METHODS, Variant
 
 MAX_SEQUENCES: dict[Kind, int] = {"cpu": 64, "gpu": 256}
 """Beyond it a CPU's step is bound by arithmetic many times over, so that more sequences only make each slower."""
@@ -78,11 +79,12 @@ def allot(
     replicas: Mapping[str, int] | None = None,
 ) -> Placement:
     """The replicas to start with: each variant's minimum, or `replicas` by variant, such as one for a batch job."""
-    if accelerator.kind not in SERVING_KINDS:
+    if accelerator.kind not in serving_kinds():
         raise UserError(
-            f"accelerator: {accelerator.name} can be planned for, but this engine runs on {', '.join(SERVING_KINDS)}"
-            " only; say accelerator: auto"
+            f"accelerator: {accelerator.name} can be planned for, but the torch that is installed here runs on"
+            f" {', '.join(serving_kinds())} only; say accelerator: auto, or install a CUDA build of torch"
         )
+    _check_methods(config, accelerator)
     started = dict(replicas) if replicas is not None else {name: config.replicas(name).min for name in config.variants}
     most = sum(started.values()) if replicas is not None else most_replicas(config)
     if not sum(started.values()):
@@ -101,13 +103,9 @@ def most_replicas(config: FleetConfig) -> int:
 
 
 def slice_of(config: FleetConfig, accelerator: Accelerator, replicas: int) -> Slice:
-    """On GPUs a whole one each; on a CPU host equal parts of its memory, and of its cores at least one."""
+    """On GPUs a whole one each, or an equal part; on a CPU host equal parts of its memory, and at least one core."""
     if accelerator.kind == "gpu":
-        gpus = config.autoscaling.budget.gpus
-        if gpus is not None and replicas > gpus:
-            raise UserError(f"autoscaling.budget.gpus: {replicas} replicas of one GPU each do not fit into {gpus}")
-        arithmetic = f"{replicas} replicas on a GPU each"
-        return Slice(replicas=replicas, threads=1, memory_share=Fraction(1), compute_share=1.0, arithmetic=arithmetic)
+        return _slice_of_gpu(config, accelerator, replicas)
     cores, wish = accelerator.cores, config.engine.num_threads
     threads = max(1, cores // replicas) if wish == "auto" else wish
     if threads > 1 and threads * replicas > cores:
@@ -125,6 +123,33 @@ def slice_of(config: FleetConfig, accelerator: Accelerator, replicas: int) -> Sl
     )
 
 
+def _slice_of_gpu(config: FleetConfig, accelerator: Accelerator, replicas: int) -> Slice:
+    gpus, wish = config.autoscaling.budget.gpus or accelerator.count, config.autoscaling.budget.replicas_per_gpu
+    each = wish if wish != "auto" else max(1, ceil(replicas / gpus)) if gpus else 1
+    if gpus and replicas > gpus * each:
+        raise UserError(
+            f"autoscaling.budget.replicas_per_gpu: {replicas} replicas, {each} to a GPU, do not fit into {gpus};"
+            " give more GPUs (autoscaling.budget.gpus), fewer replicas, or more of them to a GPU"
+        )
+    arithmetic = f"{replicas} replicas, {each} to a GPU: 1/{each} of its memory each"
+    return Slice(
+        replicas=replicas,
+        threads=1,
+        memory_share=Fraction(1, each),
+        compute_share=1 / each,
+        arithmetic=arithmetic,
+    )
+
+
+def _check_methods(config: FleetConfig, accelerator: Accelerator) -> None:
+    for name, variant in config.variants.items():
+        if variant.method not in METHODS[accelerator.kind]:
+            raise UserError(
+                f"variants.{name}.method: {variant.method} does not run on {accelerator.name};"
+                f" there are {', '.join(METHODS[accelerator.kind])}"
+            )
+
+
 def allotment(
     config: FleetConfig,
     shape: ModelShape,
@@ -137,6 +162,7 @@ def allotment(
     engine = config.engine
     plan = memory_plan(config, shape, accelerator, part)
     capacity = kv_capacity(shape, variant, accelerator, plan)
+    measures = accelerator.kind == "gpu" and plan.fixed_tokens is None
     spec = EngineSpec(
         replica_id=replica_id,
         checkpoint=checkpoint,
@@ -151,6 +177,7 @@ def allotment(
         num_threads=part.threads,
         device="cpu" if accelerator.kind == "cpu" else "cuda",
         prefix_caching=engine.prefix_caching,
+        memory_bytes=granted_bytes(accelerator, plan) if measures else None,
         accelerator=accelerator,
         share=part.compute_share,
     )

@@ -122,7 +122,7 @@ def plan(
             batch_format="pyarrow",
             compute=engines,
             num_cpus=0,
-            num_gpus=1 if spec.device == "cuda" else None,
+            num_gpus=spec.num_gpus or None,
             max_restarts=0,
             runtime_env={"env_vars": {"OMP_NUM_THREADS": str(spec.num_threads)}},
         )

@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Literal
 
 from cluster.cpu_host import host_speed, int8_gain, usable_cores, usable_memory_bytes
@@ -32,6 +34,8 @@ class Accelerator:
     """US dollars, on demand; fleet.yaml may say another."""
     cores: int = 0
     """CPU hosts: the cores this process may use."""
+    count: int = 0
+    """GPUs of this kind on this host; 0 where it was not looked for."""
 
     def peak(self, dtype: str) -> float:
         """A dtype without units of its own runs at the bf16 rate (fp8 weights on an A100 are widened first)."""
@@ -67,8 +71,13 @@ _KNOWN = (
 CPU_CORE_PRICE_PER_HOUR = 0.041
 """AWS m7g.large, 0.0816 dollars for two cores in us-east-1, June 2026; fleet.yaml may say what this host costs."""
 
-SERVING_KINDS: tuple[Kind, ...] = ("cpu",)
-"""What the engine runs on. Other hardware can be planned for; a GPU host serves with its CPU."""
+
+def serving_kinds() -> tuple[Kind, ...]:
+    """What the engine can run on here: torch's CPU build drives no GPU, whatever the host has."""
+    torch = find_spec("torch")  # looked for, not imported: that takes a second
+    if torch is None or torch.origin is None:
+        return ("cpu",)
+    return ("gpu", "cpu") if (Path(torch.origin).parent / "lib" / "libtorch_cuda.so").exists() else ("cpu",)
 
 
 def known_accelerators() -> dict[str, Accelerator]:
@@ -90,10 +99,13 @@ def accelerator_named(name: str, price_per_hour: float | None = None) -> Acceler
     return found if price_per_hour is None else replace(found, price_per_hour=price_per_hour)
 
 
-def detect(kinds: tuple[Kind, ...] = SERVING_KINDS) -> Accelerator:
-    """The GPU of this host, where one is wanted and there, else its CPU."""
-    gpu = gpu_of(_nvidia_smi()) if "gpu" in kinds else None
-    return gpu or detect_cpu()
+def detect() -> Accelerator:
+    """The GPU of this host, where there is one that the engine can run on, else its CPU."""
+    return (detect_gpu() if "gpu" in serving_kinds() else None) or detect_cpu()
+
+
+def detect_gpu() -> Accelerator | None:
+    return gpu_of(_nvidia_smi())
 
 
 def detect_cpu() -> Accelerator:
@@ -112,11 +124,12 @@ def detect_cpu() -> Accelerator:
 
 def gpu_of(nvidia_smi: str) -> Accelerator | None:
     """The first GPU of nvidia-smi's list, with the memory it says; None for one that the registry does not know."""
-    name, _, memory_mib = nvidia_smi.partition("\n")[0].rpartition(",")
+    lines = nvidia_smi.splitlines() or [""]
+    name, _, memory_mib = lines[0].rpartition(",")
     words = set(name.replace("-", " ").split())
     for accelerator in _KNOWN:
         if set(accelerator.name.replace("80G", "80GB").split("-")) <= words:
-            return replace(accelerator, memory_bytes=int(memory_mib) * MIB)
+            return replace(accelerator, memory_bytes=int(memory_mib) * MIB, count=lines.count(lines[0]))
     return None
 
 

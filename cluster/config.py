@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from cluster.config_file import DEFAULT_PATH, read_yaml, validated, with_quality
 from cluster.errors import UserError, did_you_mean
 from cluster.slo import Fallback, Objective, SloClasses, SloLimits
-from cluster.variants import SUPPORTED_METHODS, Variant
+from cluster.variants import Variant
 
 Positive = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -46,7 +46,7 @@ class ModelSection(Section):
 
 
 class VariantSection(Section):
-    method: Literal["none", "int8", "nf4"] = "none"
+    method: Literal["none", "int8", "nf4", "fp8"] = "none"
     dtype: Literal["bf16", "fp32"] = "bf16"
     source: str | None = None
     head: Literal["same", "int8"] = "same"
@@ -57,8 +57,8 @@ class VariantSection(Section):
     @field_validator("method", mode="before")
     @classmethod
     def _method_of_today(cls, method: Any) -> Any:
-        if method in ("gptq", "awq", "fp8"):
-            raise ValueError(f"{method} is not supported yet; supported: {', '.join(SUPPORTED_METHODS)}")
+        if method in ("gptq", "awq"):
+            raise ValueError(f"{method} is not supported yet; supported: none, int8, nf4, fp8 (on a GPU)")
         return method
 
     def named(self, name: str) -> Variant:
@@ -117,6 +117,9 @@ class ReplicaBounds(Section):
 
 class Budget(Section):
     gpus: Positive | None = None
+    """For all replicas together; None: those of this host."""
+    replicas_per_gpu: Literal["auto"] | Positive = "auto"
+    """In equal shares of its memory; auto: one, and more only where there are fewer GPUs than replicas."""
 
 
 class AutoscalingSection(Section):

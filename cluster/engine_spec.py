@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import floor
 from typing import Literal
 
 from cluster.accelerators import Accelerator
@@ -35,8 +36,18 @@ class EngineSpec:
     """With it the engine predicts its own steps and reports measured / predicted; without, the ratio stays 1."""
     share: float = 1.0
     """Of the accelerator's arithmetic and bandwidth."""
+    load_format: Literal["safetensors", "dummy"] = "safetensors"
+    """dummy: seeded random weights in the shape of the folder's config.json, for timing; on a GPU only."""
+    memory_bytes: int | None = None
+    """Of the GPU's memory, what this replica may take in all. With it the engine measures its own terms at the start
+    and kv_capacity_tokens becomes what they leave, at most the figure given; without, that figure holds."""
     profile_path: str | None = None
     """A measured Profile of this variant on this share, for those predictions."""
+
+    @property
+    def num_gpus(self) -> float:
+        """What Ray is asked for; it counts ten-thousandths, and three thirds must fit."""
+        return floor(self.share * 10_000) / 10_000 if self.device == "cuda" else 0.0
 
     def __post_init__(self) -> None:
         if self.kv_capacity_tokens % self.block_size:

@@ -101,6 +101,23 @@ def kv_capacity(shape: ModelShape, variant: Variant, accelerator: Accelerator, p
     return capacity
 
 
+def granted_bytes(accelerator: Accelerator, plan: MemoryPlan) -> int:
+    return int(accelerator.memory_bytes * Fraction(str(plan.utilization)) * plan.share)
+
+
+def measured_capacity(*, block_size: int, bytes_per_token: int, terms: tuple[Term, ...]) -> KvCapacity:
+    """The same formula over terms that an engine measured of itself at its start; it may come to no block at all."""
+    blocks = max(0, sum(term.bytes for term in terms)) // (block_size * bytes_per_token)
+    return KvCapacity(
+        tokens=blocks * block_size,
+        blocks=blocks,
+        block_size=block_size,
+        bytes_per_token=bytes_per_token,
+        terms=terms,
+        capped_by=None,
+    )
+
+
 def activation_bytes(shape: ModelShape, plan: MemoryPlan) -> int:
     """Peak of a step in fp32: the widest block (residual twice, qkv, attention, gate, up, their product) for the token
     budget, and logits with their sorted copy and probabilities for every sequence that samples."""
@@ -113,7 +130,7 @@ def gigabytes(count: int) -> str:
 
 
 def _terms(shape: ModelShape, variant: Variant, accelerator: Accelerator, plan: MemoryPlan) -> tuple[Term, ...]:
-    granted = int(accelerator.memory_bytes * Fraction(str(plan.utilization)) * plan.share)
+    granted = granted_bytes(accelerator, plan)
     memory = f"memory {gigabytes(accelerator.memory_bytes)} x utilization {plan.utilization:g} x share {plan.share} ="
     return (
         Term(name=memory, bytes=granted),

@@ -6,13 +6,17 @@ from dataclasses import dataclass
 from math import ceil
 from typing import Literal
 
+from cluster.accelerators import Kind
 from cluster.model_shape import ModelShape
 
 Method = Literal["none", "int8", "nf4", "fp8", "gptq", "awq"]
 FlopsDtype = Literal["fp32", "bf16", "int8", "fp8"]
 
-SUPPORTED_METHODS: tuple[Method, ...] = ("none", "int8", "nf4")
-"""What the engine runs; the sizes of the other methods are known for planning."""
+METHODS: dict[Kind, tuple[Method, ...]] = {
+    "cpu": ("none", "int8", "nf4"),
+    "gpu": ("none", "int8", "nf4", "fp8", "gptq", "awq"),
+}
+"""What the engine runs on which hardware."""
 
 DTYPE_BYTES = {"bf16": 2, "fp32": 4}
 

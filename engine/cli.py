@@ -16,6 +16,7 @@ def register(app: typer.Typer) -> None:
     bench = typer.Typer(help="Measure this machine.", no_args_is_help=True)
     bench.callback()(_bench)
     bench.command("engine")(bench_engine)
+    bench.command("kernels")(bench_kernels)
     app.add_typer(bench, name="bench")
 
 
@@ -79,8 +80,51 @@ def bench_engine(
         Path | None, typer.Option(help="Draw tokens/s over sequence length, with and without the KV cache, as PNG.")
     ] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the figures as JSON.")] = None,
+    gpu: Annotated[
+        bool, typer.Option("--gpu", help="On the GPU: made-up weights in the shape of Llama-3.1-8B, no download.")
+    ] = False,
+    requests: Annotated[int, typer.Option(help="With --gpu: of the throughput run; 0 leaves it out.")] = 256,
+    profile: Annotated[
+        list[int] | None, typer.Option(help="With --gpu: batch whose decode step is listed kernel by kernel.")
+    ] = None,
 ) -> None:
     """Tokens/s of the engine per variant, next to their bound and to transformers on the same weights."""
+    if gpu:
+        from rich.console import Console
+
+        from engine.bench.gpu import bench_gpu
+
+        bench_gpu(variant or (), requests, profile or (), output, Console(width=160))
+        return
+    _bench_cpu(config, threads, batch, variant, peer, plot, output)
+
+
+def bench_kernels(
+    only: Annotated[list[str] | None, typer.Option(help="Operations whose name matches; may be given often.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the figures as JSON.")] = None,
+) -> None:
+    """Every kernel's time beside its bound and its peer: the GPU's where there is one, else the CPU's."""
+    import subprocess
+    import sys
+
+    from cluster.accelerators import detect
+
+    options = [argument for pattern in only or () for argument in ("--only", pattern)]
+    options += ["--json", str(output)] if output is not None else []
+    is_gpu = detect().kind == "gpu"
+    done = subprocess.run([sys.executable, "-m", "kernels.bench", *(options if is_gpu else [])], check=False)
+    raise typer.Exit(done.returncode)
+
+
+def _bench_cpu(
+    config: Path | None,
+    threads: list[int] | None,
+    batch: list[int] | None,
+    variant: list[str] | None,
+    peer: list[str] | None,
+    plot: Path | None,
+    output: Path | None,
+) -> None:
     import os
 
     from rich.console import Console

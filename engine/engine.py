@@ -64,6 +64,10 @@ class StepRunner(Protocol):
         """Steps that may be launched before the results of an earlier one are read: 0 on a CPU, 1 on a GPU."""
         ...
 
+    def assume(self, chunks: list[ScheduledChunk]) -> None:
+        """Before a made-up step: all that comes before its chunks counts as computed."""
+        ...
+
     def launch(self, chunks: list[ScheduledChunk]) -> Results:
         """Starts the step; nothing of the sequences is read after it returns."""
         ...
@@ -261,14 +265,23 @@ def _promised_tokens(sequence: Sequence, block_size: int) -> int:
 
 def build_engine(spec: EngineSpec) -> Engine:
     """Loads the weights, allocates the cache, reads the tokenizer; seconds, and most of a replica's memory."""
-    # torch comes with the runner; who only drives an Engine need not load it.
-    from engine.runner import Runner
-
-    runner = Runner(spec)
+    runner = build_runner(spec)
     # What a first step would load or compile, and whatever is wrong with it, belongs to the start.
     for trial in WARM_UP:
         runner.launch(trial.chunks(spec.block_size))()
-    return Engine(spec, runner, TextCodec(spec.checkpoint), _step_predictor(spec))
+    is_made_up = spec.load_format == "dummy"
+    return Engine(spec, runner, None if is_made_up else TextCodec(spec.checkpoint), _step_predictor(spec))
+
+
+def build_runner(spec: EngineSpec) -> StepRunner:
+    # torch comes with the runner; who only drives an Engine need not load it.
+    if spec.device == "cuda":
+        from engine.gpu.startup import start_runner
+
+        return start_runner(spec)
+    from engine.runner import Runner
+
+    return Runner(spec)
 
 
 def _step_predictor(spec: EngineSpec) -> Callable[[StepShape], float] | None:

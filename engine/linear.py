@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from cluster.errors import UserError
-from cluster.variants import SUPPORTED_METHODS, Method, Variant
+from cluster.variants import METHODS, Method, Variant
 from kernels.dense_matmul import PackedDense, dense_matmul, gather_rows, pack_dense
 from kernels.int8_matmul import PackedInt8, int8_matmul, pack_int8, quantize_int8
 from kernels.nf4_matmul import PackedNf4, nf4_matmul, pack_nf4, quantize_nf4
@@ -105,7 +105,7 @@ def pack(weight: Tensor, method: Method, dtype: str) -> Packed:
                 raise UserError(f"method nf4 needs rows of a multiple of {NF4_BLOCK}, this model has {weight.shape[1]}")
             return pack_nf4(quantize_nf4(weight, NF4_BLOCK))
         case _:
-            raise UserError(f"method {method!r} is not run by this engine; it runs {', '.join(SUPPORTED_METHODS)}")
+            raise UserError(f"method {method!r} is not run on a CPU; it runs {', '.join(METHODS['cpu'])}")
 
 
 def on_device(packed: Packed, device: str) -> Packed:

@@ -24,7 +24,7 @@ from cluster.models import cache_dir
 from cluster.profile import Profile, ProfileKey, ProfilePoint
 from cluster.variants import Variant
 from engine.checkpoint import file_lock
-from engine.engine import StepRunner
+from engine.engine import StepRunner, build_runner
 from engine.process import PYTHON_MODULE, child_environment
 from engine.sequence import ScheduledChunk
 from engine.step_meter import step_shape
@@ -119,13 +119,11 @@ def _measure_in_child(spec: EngineSpec, path: Path) -> None:
 
 def measure_profile(spec: EngineSpec) -> Profile:
     """Loads the model with a cache of its own size and times the trials that an engine of `spec` could meet."""
-    from engine.runner import Runner
-
     trials = [trial for trial in TRIALS if _can_occur(trial, spec)]
     if not trials:
         raise ValueError(f"max_context {spec.max_context}, token_budget {spec.token_budget}: too small to measure")
     num_blocks = max(trial.num_blocks(spec.block_size) for trial in trials)
-    runner = Runner(replace(spec, kv_capacity_tokens=num_blocks * spec.block_size))
+    runner = build_runner(replace(spec, kv_capacity_tokens=num_blocks * spec.block_size))
     _touch_cache(runner, spec)
     # With one thread its processor time is the step's time on an idle machine, however busy this one is.
     clock = time.thread_time if spec.num_threads == 1 and spec.device == "cpu" else time.perf_counter
@@ -160,6 +158,7 @@ def _touch_cache(runner: StepRunner, spec: EngineSpec) -> None:
 def _measured(runner: StepRunner, chunks: list[ScheduledChunk], clock: Callable[[], float]) -> ProfilePoint:
     times_s: list[float] = []
     while len(times_s) < MAX_REPETITIONS and sum(times_s) < POINT_BUDGET_S:
+        runner.assume(chunks)
         started_s = clock()
         runner.launch(chunks)()
         times_s.append(clock() - started_s)

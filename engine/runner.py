@@ -82,6 +82,9 @@ class Runner:
         sequence = Sequence(request=request, token_ids=[0], num_prompt_tokens=1, seed=0, arrival=0, block_table=[0])
         self.run([ScheduledChunk.of(sequence, 1)])
 
+    def assume(self, chunks: list[ScheduledChunk]) -> None:
+        """Nothing to do: what is computed before a chunk is read from the sequence itself."""
+
     @property
     def lookahead(self) -> int:
         return 0

@@ -32,19 +32,19 @@ def sampling_batch(sequences: list[Sequence], eos_token_ids: Set[int]) -> Sampli
     )
 
 
-def _is_penalised(sequence: Sequence) -> bool:
+def is_penalised(sequence: Sequence) -> bool:
     sampling = sequence.request.sampling
     return sampling.repetition_penalty != 1.0 or sampling.presence_penalty != 0.0 or sampling.frequency_penalty != 0.0
 
 
 def _penalties(sequences: list[Sequence]) -> Penalties | None:
-    if not any(_is_penalised(sequence) for sequence in sequences):
+    if not any(is_penalised(sequence) for sequence in sequences):
         return None
     params = [sequence.request.sampling for sequence in sequences]
     token_ids: list[int] = []
     starts, output_starts = [0], []
     for sequence in sequences:
-        counts = _is_penalised(sequence)
+        counts = is_penalised(sequence)
         output_starts.append(starts[-1] + (sequence.num_prompt_tokens if counts else 0))
         token_ids += sequence.token_ids if counts else []
         starts.append(len(token_ids))
@@ -59,7 +59,7 @@ def _penalties(sequences: list[Sequence]) -> Penalties | None:
 
 
 def _logit_bias(sequences: list[Sequence], eos_token_ids: Set[int]) -> LogitBias | None:
-    rows = [_row_bias(sequence, eos_token_ids) for sequence in sequences]
+    rows = [row_bias(sequence, eos_token_ids, sequence.num_output_tokens) for sequence in sequences]
     if not any(rows):
         return None
     return LogitBias(
@@ -69,10 +69,10 @@ def _logit_bias(sequences: list[Sequence], eos_token_ids: Set[int]) -> LogitBias
     )
 
 
-def _row_bias(sequence: Sequence, eos_token_ids: Set[int]) -> dict[int, float]:
+def row_bias(sequence: Sequence, eos_token_ids: Set[int], num_output_tokens: int) -> dict[int, float]:
     """The request's own, and a ban on what would end the text before min_tokens."""
     sampling = sequence.request.sampling
-    if sequence.num_output_tokens >= sampling.min_tokens:
+    if num_output_tokens >= sampling.min_tokens:
         return sampling.logit_bias
     ends = set(sampling.stop_token_ids) | (set() if sampling.ignore_eos else set(eos_token_ids))
     return {**sampling.logit_bias, **dict.fromkeys(sorted(ends), NEVER)}

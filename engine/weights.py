@@ -48,6 +48,13 @@ class CheckpointTensors:
             )
         return tensor
 
+    def read_packed(self, name: str) -> Tensor:
+        """A tensor of a quantised matrix (words, scales, group indices), as it is stored."""
+        if name not in self._path_of:
+            raise UserError(f"{self.folder}: tensor {name} is missing; is it a whole quantised checkpoint?")
+        tensor: Tensor = self._open(self._path_of[name]).get_tensor(name)
+        return tensor
+
     def _locate(self) -> dict[str, Path]:
         index = self.folder / "model.safetensors.index.json"
         if index.exists():

@@ -55,7 +55,7 @@ def _variant(name: str, plan: VariantPlan) -> serve.Application:
         graceful_shutdown_wait_loop_s=0.5,
         health_check_period_s=HEALTH_CHECK_PERIOD_S,
         health_check_timeout_s=HEALTH_CHECK_TIMEOUT_S,
-        ray_actor_options={"num_cpus": 0},
+        ray_actor_options={"num_cpus": 0, "num_gpus": plan.spec.num_gpus},
         request_router_config=RequestRouterConfig(request_router_class=ReplicaPin),
         logging_config=LoggingConfig(enable_access_log=False),
     )

@@ -1,4 +1,4 @@
-"""Times every CPU operation on SmolLM2-135M's shapes beside its bound and torch's own op: `python -m kernels.bench` without a GPU.
+"""Times every CPU operation on SmolLM2-135M's shapes beside its bound and torch's own op.
 
 The bound is the larger of bytes over the read bandwidth and floating-point operations over the sgemm peak, both
 measured first in the same run (int8 may beat it: its multiply-adds are narrower). Weights and caches are rotated

@@ -129,8 +129,16 @@ def test_hardware_that_the_engine_does_not_run_on_is_for_planning_only() -> None
         placed(host=h100)
     part = slice_of(config_of(), h100, 3)
     assert (part.memory_share, part.compute_share) == (1, 1.0)
-    with pytest.raises(UserError, match=r"budget.gpus: 3 replicas of one GPU each do not fit into 2"):
-        slice_of(config_of("autoscaling: {budget: {gpus: 2}}"), h100, 3)
+
+
+def test_replicas_share_gpus_only_where_there_are_too_few() -> None:
+    h100 = accelerator_named("H100-80G")
+    shared = slice_of(config_of("autoscaling: {budget: {gpus: 2}}"), h100, 3)
+    assert (shared.memory_share, shared.compute_share) == (Fraction(1, 2), 0.5)
+    assert slice_of(config_of(), replace(h100, count=1), 3).memory_share == Fraction(1, 3)
+    assert slice_of(config_of("autoscaling: {budget: {gpus: 2}}"), h100, 2).memory_share == 1
+    with pytest.raises(UserError, match=r"replicas_per_gpu: 3 replicas, 1 to a GPU, do not fit into 2"):
+        slice_of(config_of("autoscaling: {budget: {gpus: 2, replicas_per_gpu: 1}}"), h100, 3)
 
 
 def test_the_token_budget_keeps_a_mixed_step_short_on_faster_hosts() -> None:

@@ -88,7 +88,7 @@ def test_load_prefers_the_file_here(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         ("variants: {int8: {metod: int8}}", "variants.int8.metod: unknown key; did you mean method?"),
         ("engin: {}", "engin: unknown key; did you mean engine?"),
         ("variants: {g: {method: gptq}}", "variants.g.method: gptq is not supported yet; supported: none, int8, nf4"),
-        ("variants: {g: {method: int7}}", "variants.g.method: 'int7' is not one of 'none', 'int8' or 'nf4'"),
+        ("variants: {g: {method: int7}}", "variants.g.method: 'int7' is not one of 'none', 'int8', 'nf4' or 'fp8'"),
         ("variants: {'a:b': {}}", "variants.a:b: "),
         ("variants: {}", "variants: "),
         ("http: {port: '80'}", "http.port: '80' is not a whole number; give a port, for example 8000"),

@@ -49,6 +49,9 @@ class PagedHashRunner:
         self._poison = poison
         self._slots: list[tuple[int, int] | None] = [None] * (num_blocks * block_size)
 
+    def assume(self, chunks: list[ScheduledChunk]) -> None:
+        pass
+
     def launch(self, chunks: list[ScheduledChunk]) -> Callable[[], list[ChunkResult]]:
         results = self.run(chunks)
         return lambda: results

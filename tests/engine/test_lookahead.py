@@ -1,4 +1,4 @@
-"""An engine that launches a step before it has read the last: the same text, nothing leaked, whatever ends meanwhile."""
+"""An engine that launches a step before it has read the last: the same text, whatever ends meanwhile."""
 
 from __future__ import annotations
 

@@ -1,0 +1,586 @@
+"""Attention of a decode step over the paged cache, fused with rotary and the new token's write; knows no scheduler.
+
+A program attends a run of one row's cached tokens for all query heads of one KV head. Which runs there are is decided
+once a step on the device (`plan_splits`), for all layers: a few programs per multiprocessor whatever the mixture of
+context lengths, on a grid that depends on nothing but the batch. A row in several runs is combined by the program that
+finishes it last (Flash-Decoding without the second launch).
+"""
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from kernels.gpu.kv_cache import PagedKv, gather_tokens
+from kernels.gpu.launch import num_sms, pdl
+from kernels.gpu.rotary import rotated_reference
+from kernels.rotary import RopeTables
+
+ITEM_FIELDS = 8
+"""int32 a work item: batch row, row of the block table, first and end cached token, position of the new token (-1: the
+row is padding), runs of the row, index of this run, none. One sector of 32 bytes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecodeConfig:
+    tile_tokens: int = 64
+    num_warps: int = 4
+    num_stages: int = 3
+    programs_per_sm: int = 3
+    """Programs wanted per multiprocessor; what the chunk length is derived from."""
+    min_chunk_tokens: int = 128
+    """Shorter runs cost more in combining than they give in parallel reads."""
+    combine_in_launch: bool = True
+    """The last program of a row combines it; else a second launch does."""
+    prefetch: bool = True
+    """Ask for the first tiles before the queries are rotated; for short contexts, where latency is all."""
+
+    def __post_init__(self) -> None:
+        if self.min_chunk_tokens % self.tile_tokens:
+            raise ValueError(f"runs of {self.min_chunk_tokens} tokens are not whole tiles of {self.tile_tokens}")
+
+
+def default_config(head_dim: int, dtype: torch.dtype) -> DecodeConfig:
+    """A stage is 32 KiB in bf16 at D = 128; float32 halves the tile, so that three programs fit a multiprocessor."""
+    return DecodeConfig(tile_tokens=64 if dtype.itemsize * triton.next_power_of_2(head_dim) <= 256 else 32)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SplitPlan:
+    """What a step's rows are split into, and the scratch memory of rows in several runs; made once for a model."""
+
+    items: Tensor
+    """[max_items, ITEM_FIELDS] int32"""
+    num_items: Tensor
+    """[1] int32"""
+    arrivals: Tensor
+    """[max_batch, kv_heads] int32; 0 between launches"""
+    partial_out: Tensor
+    """[max_items, kv_heads, group padded to a power of 2, D] fp32: not yet divided by the sum"""
+    partial_max: Tensor
+    """[max_items, kv_heads, group padded] fp32, in units of log2"""
+    partial_sum: Tensor
+    programs: int
+    """Programs wanted, the static bound on how many runs are added to the rows."""
+    config: DecodeConfig
+
+    def max_items(self, batch: int) -> int:
+        return batch + self.programs // self.arrivals.shape[1]
+
+
+def allocate_split_plan(
+    *,
+    max_batch: int,
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    config: DecodeConfig | None = None,
+) -> SplitPlan:
+    """`dtype` is the cache's. ValueError for query heads that the KV heads do not divide, or more than 16 to one."""
+    if heads % kv_heads or heads // kv_heads > 16:
+        raise ValueError(f"{heads} query heads on {kv_heads} KV heads: whole groups of 1 to 16 are supported")
+    config = config or default_config(head_dim, dtype)
+    arrivals = torch.zeros((max_batch, kv_heads), dtype=torch.int32, device=device)
+    programs = num_sms(arrivals) * config.programs_per_sm
+    max_items = max_batch + programs // kv_heads
+    partials = (max_items, kv_heads, triton.next_power_of_2(heads // kv_heads))
+    return SplitPlan(
+        items=torch.zeros((max_items, ITEM_FIELDS), dtype=torch.int32, device=device),
+        num_items=torch.zeros(1, dtype=torch.int32, device=device),
+        arrivals=arrivals,
+        partial_out=torch.zeros((*partials, head_dim), dtype=torch.float32, device=device),
+        partial_max=torch.zeros(partials, dtype=torch.float32, device=device),
+        partial_sum=torch.zeros(partials, dtype=torch.float32, device=device),
+        programs=programs,
+        config=config,
+    )
+
+
+def plan_splits(seq_lens: Tensor, rows: Tensor, plan: SplitPlan) -> None:
+    """seq_lens [B] int32 (with the new token; 0: padding), rows [B] int32 (of the block tables) -> fills `plan`."""
+    batch = seq_lens.shape[0]
+    if batch > plan.arrivals.shape[0]:
+        raise ValueError(f"{batch} rows; the plan holds {plan.arrivals.shape[0]}")
+    padded = triton.next_power_of_2(batch)
+    use_pdl = pdl(seq_lens)
+    _plan_kernel[(1,)](
+        seq_lens,
+        rows,
+        plan.items,
+        plan.num_items,
+        batch,
+        PROGRAMS=plan.programs,
+        KV_HEADS=plan.arrivals.shape[1],
+        TILE=plan.config.tile_tokens,
+        MIN_CHUNK=plan.config.min_chunk_tokens,
+        FIELDS=ITEM_FIELDS,
+        ROWS=padded,
+        RUNS=max(1, 2048 // padded),
+        PDL=use_pdl,
+        num_warps=4,
+        launch_pdl=use_pdl,
+    )
+
+
+def decode_attention(
+    qkv: Tensor,
+    kv: PagedKv,
+    block_tables: Tensor,
+    plan: SplitPlan,
+    tables: RopeTables,
+    *,
+    q_norm: Tensor | None = None,
+    k_norm: Tensor | None = None,
+    eps: float = 1e-6,
+    scale: float | None = None,
+    out: Tensor | None = None,
+) -> Tensor:
+    """qkv [B, (H + 2 KVH) * D] before rotation, block_tables [R, max_blocks] int32 -> [B, H * D] of qkv's dtype.
+
+    Row b's new token is at seq_lens[b] - 1, as `plan_splits` was given it for this batch; its key and value are
+    written to the cache, and it attends to itself and all before. Rows of length 0 give zeros and touch no cache.
+    `q_norm`, `k_norm` [D] fp32; `scale` defaults to 1 / sqrt(D).
+    """
+    batch, width = qkv.shape
+    kv_heads, head_dim, config = kv.kv_heads, kv.head_dim, plan.config
+    heads = width // head_dim - 2 * kv_heads
+    group = heads // kv_heads
+    group_padded = plan.partial_max.shape[2]
+    if plan.partial_out.shape[1] != kv_heads or plan.partial_out.shape[3] != head_dim or group > group_padded:
+        raise ValueError("the plan was allocated for other heads")
+    if not (qkv.is_contiguous() and kv.keys.is_contiguous() and kv.values.is_contiguous()):
+        raise ValueError("qkv and the cache must be contiguous")
+    scale = head_dim**-0.5 if scale is None else scale
+    out = torch.empty((batch, heads * head_dim), dtype=qkv.dtype, device=qkv.device) if out is None else out
+    use_pdl = pdl(qkv)
+    _decode_kernel[(kv_heads, plan.max_items(batch))](
+        qkv,
+        tables.cos,
+        tables.sin,
+        tables.cos if q_norm is None else q_norm,
+        tables.cos if k_norm is None else k_norm,
+        kv.keys,
+        kv.values,
+        block_tables,
+        plan.items,
+        plan.num_items,
+        plan.partial_out,
+        plan.partial_max,
+        plan.partial_sum,
+        plan.arrivals,
+        out,
+        block_tables.stride(0),
+        scale * 1.4426950408889634,
+        eps,
+        GROUP=group,
+        KV_HEADS=kv_heads,
+        D=head_dim,
+        D_PADDED=triton.next_power_of_2(head_dim),
+        GROUP_PADDED=group_padded,
+        BLOCK_SIZE=kv.block_size,
+        TILE=config.tile_tokens,
+        FIELDS=ITEM_FIELDS,
+        NORM_Q=q_norm is not None,
+        NORM_K=k_norm is not None,
+        COMBINE=config.combine_in_launch,
+        STAGES=config.num_stages,
+        UPCAST=not qkv.is_cuda,  # the interpreter's dot takes bf16 for integers
+        PREFETCH=config.prefetch and qkv.is_cuda,
+        PDL=use_pdl,
+        num_warps=config.num_warps,
+        launch_pdl=use_pdl,
+    )
+    if not config.combine_in_launch:
+        _combine_kernel[(kv_heads, plan.max_items(batch))](
+            plan.items,
+            plan.num_items,
+            plan.partial_out,
+            plan.partial_max,
+            plan.partial_sum,
+            out,
+            GROUP=group,
+            KV_HEADS=kv_heads,
+            D=head_dim,
+            D_PADDED=triton.next_power_of_2(head_dim),
+            GROUP_PADDED=group_padded,
+            FIELDS=ITEM_FIELDS,
+            PDL=use_pdl,
+            num_warps=4,
+            launch_pdl=use_pdl,
+        )
+    return out
+
+
+@triton.jit
+def _plan_kernel(
+    seq_lens,
+    rows,
+    items,
+    num_items,
+    batch,
+    PROGRAMS: tl.constexpr,
+    KV_HEADS: tl.constexpr,
+    TILE: tl.constexpr,
+    MIN_CHUNK: tl.constexpr,
+    FIELDS: tl.constexpr,
+    ROWS: tl.constexpr,
+    RUNS: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    if PDL:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
+    row = tl.arange(0, ROWS)
+    present = row < batch
+    length = tl.load(seq_lens + row, mask=present, other=0)
+    table_row = tl.load(rows + row, mask=present, other=0)
+    cached = tl.maximum(length - 1, 0)
+
+    # chunk >= total * KV_HEADS / PROGRAMS bounds the runs by batch + PROGRAMS / KV_HEADS, whatever the lengths.
+    chunk = tl.cdiv(tl.cdiv(tl.sum(cached, 0) * KV_HEADS, PROGRAMS), TILE) * TILE
+    chunk = tl.maximum(chunk, MIN_CHUNK)
+    runs = tl.maximum(tl.cdiv(cached, chunk), 1)
+    step = tl.maximum(tl.cdiv(tl.cdiv(cached, runs), TILE), 1) * TILE  # the row's runs evened out
+    runs = tl.where(present, tl.maximum(tl.cdiv(cached, step), 1), 0)
+    first_item = tl.cumsum(runs, 0) - runs
+    tl.store(num_items, tl.sum(runs, 0))
+
+    for run_0 in range(0, tl.max(runs, 0), RUNS):
+        run = run_0 + tl.arange(0, RUNS)[None, :]
+        of_row = run < runs[:, None]
+        at = items + (first_item[:, None] + run) * FIELDS
+        begin = run * step[:, None]
+        tl.store(at, row[:, None] + run * 0, mask=of_row)
+        tl.store(at + 1, table_row[:, None] + run * 0, mask=of_row)
+        tl.store(at + 2, begin, mask=of_row)
+        tl.store(at + 3, tl.minimum(begin + step[:, None], cached[:, None]), mask=of_row)
+        tl.store(at + 4, (length - 1)[:, None] + run * 0, mask=of_row)
+        tl.store(at + 5, runs[:, None] + run * 0, mask=of_row)
+        tl.store(at + 6, run + row[:, None] * 0, mask=of_row)
+
+
+@triton.jit
+def _decode_kernel(
+    qkv,
+    cos,
+    sin,
+    q_norm,
+    k_norm,
+    keys,
+    values,
+    block_tables,
+    items,
+    num_items,
+    partial_out,
+    partial_max,
+    partial_sum,
+    arrivals,
+    out,
+    table_stride,
+    scale_log2,
+    eps,
+    GROUP: tl.constexpr,
+    KV_HEADS: tl.constexpr,
+    D: tl.constexpr,
+    D_PADDED: tl.constexpr,
+    GROUP_PADDED: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+    TILE: tl.constexpr,
+    FIELDS: tl.constexpr,
+    NORM_Q: tl.constexpr,
+    NORM_K: tl.constexpr,
+    COMBINE: tl.constexpr,
+    STAGES: tl.constexpr,
+    UPCAST: tl.constexpr,
+    PREFETCH: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    HEADS: tl.constexpr = GROUP * KV_HEADS
+    M: tl.constexpr = 16
+    PRECISION: tl.constexpr = "ieee" if keys.dtype.element_ty == tl.float32 else "tf32"
+    if PDL:
+        tl.extra.cuda.gdc_wait()  # the plan too is of this step
+        tl.extra.cuda.gdc_launch_dependents()
+    kv_head = tl.program_id(0)
+    item = tl.program_id(1)
+    at = items + item * FIELDS
+    count = tl.load(num_items)
+    row = tl.load(at).to(tl.int64)
+    table = block_tables + tl.load(at + 1).to(tl.int64) * table_stride
+    begin = tl.load(at + 2)
+    end = tl.load(at + 3)
+    position = tl.load(at + 4)
+    runs = tl.load(at + 5)
+    run = tl.load(at + 6)
+    if item >= count:
+        return
+
+    m = tl.arange(0, M)
+    d = tl.arange(0, D_PADDED)
+    in_head = d < D
+    of_group = (m < GROUP)[:, None] & in_head[None, :]
+    out_at = out + row * (HEADS * D) + (kv_head * GROUP + m)[:, None] * D + d[None, :]
+    if position < 0:
+        tl.store(out_at, tl.zeros((M, D_PADDED), out.dtype.element_ty), mask=of_group)
+        return
+
+    # Blocks of the first tile. Tokens past the end read the last one's slot again: no mask, and no other row's data.
+    token = tl.arange(0, TILE)
+    last = tl.maximum(end - 1, 0)
+    block = tl.load(table + tl.minimum(begin + token, last) // BLOCK_SIZE)
+
+    # Rotated queries, and for the run that ends at the new token its key and value, apart from the cache.
+    is_last = run == runs - 1
+    heads = qkv + row * ((HEADS + 2 * KV_HEADS) * D)
+    one = tl.arange(0, 1)
+    new = in_head[None, :] & (is_last & (one == 0))[:, None]
+    angle = position.to(tl.int64) * (D // 2) + d % (D // 2)
+    c = tl.load(cos + angle, mask=in_head, other=0.0)[None, :]
+    s = tl.load(sin + angle, mask=in_head, other=0.0)[None, :]
+    s = tl.where(d[None, :] < D // 2, -s, s)
+    q, q_other = _load_pairs(heads, kv_head * GROUP + m, of_group, d, D)
+    k_new, k_other = _load_pairs(heads, HEADS + kv_head + one, new, d, D)
+    v_new = tl.load(heads + (HEADS + KV_HEADS + kv_head + one)[:, None] * D + d[None, :], mask=new, other=0.0)
+    new_block = tl.load(table + position // BLOCK_SIZE).to(tl.int64)
+    keys_of_head = keys + kv_head * (BLOCK_SIZE * D)
+    values_of_head = values + kv_head * (BLOCK_SIZE * D)
+    if PREFETCH:
+        _prefetch(keys_of_head, values_of_head, table, begin, last, KV_HEADS, D, BLOCK_SIZE, TILE)
+    q = _rotated(q, q_other, q_norm, c, s, d, in_head, eps, D, NORM_Q)
+    k_new = _rotated(k_new, k_other, k_norm, c, s, d, in_head, eps, D, NORM_K)
+    q = q.to(keys.dtype.element_ty)
+    k_new = k_new.to(keys.dtype.element_ty)
+    v_new = v_new.to(values.dtype.element_ty)
+    if UPCAST:
+        q = q.to(tl.float32)
+    new_at = (new_block * KV_HEADS + kv_head) * (BLOCK_SIZE * D) + position % BLOCK_SIZE * D + d[None, :]
+    tl.store(keys + new_at, k_new, mask=new)
+    tl.store(values + new_at, v_new, mask=new)
+
+    score = tl.sum(q.to(tl.float32) * k_new.to(tl.float32), 1) * scale_log2
+    top = tl.where(is_last, score, -float("inf"))
+    total = tl.where(is_last, 1.0, 0.0) + tl.zeros((M,), tl.float32)
+    acc = tl.zeros((M, D_PADDED), tl.float32) + v_new.to(tl.float32)
+
+    for start in tl.range(begin, end, TILE, num_stages=STAGES):
+        slot = tl.minimum(start + token, last) % BLOCK_SIZE
+        offset = block.to(tl.int64) * (KV_HEADS * BLOCK_SIZE * D) + slot * D
+        if D == D_PADDED:
+            k = tl.load(keys_of_head + offset[:, None] + d[None, :])
+            v = tl.load(values_of_head + offset[:, None] + d[None, :])
+        else:
+            k = tl.load(keys_of_head + offset[:, None] + d[None, :], mask=in_head[None, :], other=0.0)
+            v = tl.load(values_of_head + offset[:, None] + d[None, :], mask=in_head[None, :], other=0.0)
+        block = tl.load(table + tl.minimum(start + TILE + token, last) // BLOCK_SIZE)  # a tile ahead
+        if UPCAST:
+            k, v = k.to(tl.float32), v.to(tl.float32)
+        scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale_log2
+        scores = tl.where((start + token < end)[None, :], scores, -float("inf"))
+        new_top = tl.maximum(top, tl.max(scores, 1))
+        weights = tl.exp2(scores - new_top[:, None])
+        rescale = tl.exp2(top - new_top)
+        total = total * rescale + tl.sum(weights, 1)
+        acc = tl.dot(weights.to(v.dtype), v, acc * rescale[:, None], input_precision=PRECISION)
+        top = new_top
+
+    if runs == 1:
+        tl.store(out_at, (acc / total[:, None]).to(out.dtype.element_ty), mask=of_group)
+    else:
+        partial = (item * KV_HEADS + kv_head).to(tl.int64) * GROUP_PADDED + m
+        kept = m < GROUP_PADDED
+        tl.store(partial_out + partial[:, None] * D + d[None, :], acc, mask=kept[:, None] & in_head[None, :])
+        tl.store(partial_max + partial, top, mask=kept)
+        tl.store(partial_sum + partial, total, mask=kept)
+        if COMBINE:
+            tl.debug_barrier()  # all threads' partials come before the one thread's release
+            arrival = arrivals + row * KV_HEADS + kv_head
+            if tl.atomic_add(arrival, 1, sem="acq_rel", scope="gpu") == runs - 1:
+                tl.store(arrival, 0)
+                _combine(
+                    partial_out,
+                    partial_max,
+                    partial_sum,
+                    out + row * (HEADS * D),
+                    item - run,
+                    runs,
+                    kv_head,
+                    GROUP,
+                    KV_HEADS,
+                    D,
+                    D_PADDED,
+                    GROUP_PADDED,
+                )
+
+
+@triton.jit
+def _load_pairs(heads, head, present, d, D: tl.constexpr):
+    """Each element and the one half a head away: a second read of cached lines rather than an exchange by threads."""
+    at = heads + head[:, None] * D
+    x = tl.load(at + d[None, :], mask=present, other=0.0).to(tl.float32)
+    y = tl.load(at + ((d + D // 2) % D)[None, :], mask=present, other=0.0).to(tl.float32)
+    return x, y
+
+
+@triton.jit
+def _rotated(x, y, norm, c, s, d, in_head, eps, D: tl.constexpr, NORM: tl.constexpr):
+    """[heads, D_PADDED] fp32; `s` is negative in the first half."""
+    if NORM:
+        scale = tl.rsqrt(tl.sum(x * x, 1) / D + eps)[:, None]
+        x = x * scale * tl.load(norm + d, mask=in_head, other=0.0)[None, :]
+        y = y * scale * tl.load(norm + (d + D // 2) % D, mask=in_head, other=0.0)[None, :]
+    return x * c + y * s
+
+
+@triton.jit
+def _prefetch(
+    keys,
+    values,
+    table,
+    begin,
+    last,
+    KV_HEADS: tl.constexpr,
+    D: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    """Fetch the first two tiles into the L2 while the queries are rotated: some 800 instructions before the loop."""
+    LINE: tl.constexpr = 1024 // keys.dtype.element_ty.primitive_bitwidth  # elements in 128 bytes
+    LINES: tl.constexpr = triton.next_power_of_2((D + LINE - 1) // LINE)
+    token = tl.minimum(begin + tl.arange(0, 2 * TILE), last)
+    block = tl.load(table + token // BLOCK_SIZE).to(tl.int64)
+    element = tl.minimum(tl.arange(0, LINES) * LINE, D - 1)
+    at = (block * (KV_HEADS * BLOCK_SIZE * D) + token % BLOCK_SIZE * D)[:, None] + element[None, :]
+    for region in tl.static_range(2):
+        address = ((values if region else keys) + at).to(tl.int64)
+        tl.inline_asm_elementwise(
+            "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [address], dtype=tl.int32, is_pure=False, pack=1
+        )
+
+
+@triton.jit
+def _combine(
+    partial_out,
+    partial_max,
+    partial_sum,
+    out_row,
+    first_item,
+    runs,
+    kv_head,
+    GROUP: tl.constexpr,
+    KV_HEADS: tl.constexpr,
+    D: tl.constexpr,
+    D_PADDED: tl.constexpr,
+    GROUP_PADDED: tl.constexpr,
+):
+    """One row and KV head. Partials come from other multiprocessors: read past the first-level cache."""
+    RUNS: tl.constexpr = max(1, 8192 // (GROUP_PADDED * D_PADDED))  # 32 KiB in flight
+    g = tl.arange(0, GROUP_PADDED)
+    d = tl.arange(0, D_PADDED)
+    top = tl.full((GROUP_PADDED,), -float("inf"), tl.float32)
+    total = tl.zeros((GROUP_PADDED,), tl.float32)
+    acc = tl.zeros((GROUP_PADDED, D_PADDED), tl.float32)
+    for run_0 in range(0, runs, RUNS):
+        run = run_0 + tl.arange(0, RUNS)
+        item = (first_item + run).to(tl.int64)
+        at = (item * KV_HEADS + kv_head)[:, None] * GROUP_PADDED + g[None, :]
+        present = (run < runs)[:, None] & (g < GROUP_PADDED)[None, :]
+        tops = tl.load(partial_max + at, mask=present, other=-float("inf"), cache_modifier=".cg")
+        totals = tl.load(partial_sum + at, mask=present, other=0.0, cache_modifier=".cg")
+        outs = tl.load(
+            partial_out + at[:, :, None] * D + d[None, None, :],
+            mask=present[:, :, None] & (d < D)[None, None, :],
+            other=0.0,
+            cache_modifier=".cg",
+        )
+        new_top = tl.maximum(top, tl.max(tops, 0))
+        rescale = tl.exp2(top - new_top)
+        weights = tl.exp2(tops - new_top[None, :])
+        total = total * rescale + tl.sum(weights * totals, 0)
+        acc = acc * rescale[:, None] + tl.sum(weights[:, :, None] * outs, 0)
+        top = new_top
+    at = out_row + (kv_head * GROUP + g)[:, None] * D + d[None, :]
+    present = (g < GROUP)[:, None] & (d < D)[None, :]
+    tl.store(at, (acc / total[:, None]).to(out_row.dtype.element_ty), mask=present)
+
+
+@triton.jit
+def _combine_kernel(
+    items,
+    num_items,
+    partial_out,
+    partial_max,
+    partial_sum,
+    out,
+    GROUP: tl.constexpr,
+    KV_HEADS: tl.constexpr,
+    D: tl.constexpr,
+    D_PADDED: tl.constexpr,
+    GROUP_PADDED: tl.constexpr,
+    FIELDS: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    if PDL:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
+    kv_head = tl.program_id(0)
+    item = tl.program_id(1)
+    at = items + item * FIELDS
+    count = tl.load(num_items)
+    row = tl.load(at).to(tl.int64)
+    runs = tl.load(at + 5)
+    run = tl.load(at + 6)
+    if (item < count) & (run == 0) & (runs > 1):
+        _combine(
+            partial_out,
+            partial_max,
+            partial_sum,
+            out + row * (GROUP * KV_HEADS * D),
+            item,
+            runs,
+            kv_head,
+            GROUP,
+            KV_HEADS,
+            D,
+            D_PADDED,
+            GROUP_PADDED,
+        )
+
+
+def decode_attention_reference(
+    qkv: Tensor,
+    kv: PagedKv,
+    block_tables: Tensor,
+    rows: Tensor,
+    seq_lens: Tensor,
+    tables: RopeTables,
+    *,
+    q_norm: Tensor | None = None,
+    k_norm: Tensor | None = None,
+    eps: float = 1e-6,
+    scale: float | None = None,
+) -> Tensor:
+    """The same in float64, row by row; the new tokens are written to the cache in its dtype."""
+    scale = kv.head_dim**-0.5 if scale is None else scale
+    heads = qkv.double().unflatten(1, (-1, kv.head_dim))
+    q, k, v = heads.split([heads.shape[1] - 2 * kv.kv_heads, kv.kv_heads, kv.kv_heads], dim=1)
+    positions = (seq_lens - 1).clamp(min=0)
+    q = rotated_reference(q, positions, tables, q_norm, eps)
+    k = rotated_reference(k, positions, tables, k_norm, eps)
+    out = torch.zeros_like(q)
+    for b, length in enumerate(seq_lens.tolist()):
+        if length == 0:
+            continue
+        table = block_tables[int(rows[b])]
+        block, offset = int(table[(length - 1) // kv.block_size]), (length - 1) % kv.block_size
+        kv.keys[block, :, offset] = k[b].to(kv.keys.dtype)
+        kv.values[block, :, offset] = v[b].to(kv.values.dtype)
+        blocks = table[: -(-length // kv.block_size)]
+        keys, values = (gather_tokens(x, blocks)[:length].double() for x in (kv.keys, kv.values))
+        queries = q[b].unflatten(0, (kv.kv_heads, -1))
+        weights = torch.softmax(torch.einsum("kgd,tkd->kgt", queries, keys) * scale, dim=-1)
+        out[b] = torch.einsum("kgt,tkd->kgd", weights, values).flatten(0, 1)
+    return out.flatten(1)

@@ -1,0 +1,311 @@
+"""out = (a @ w.T) * a_scale * w_scale with 8-bit weights, in Triton; it knows neither who quantised nor which layer.
+
+One kernel, by the types it meets: int8 x int8 (int32 sums) and fp8 x fp8 (fp32 sums) on the matrix units, or bf16
+activations with the 8-bit weights widened in registers. It computes tiles of out.T: Hopper's wgmma takes at least 64
+rows of its first operand, which N always has and a decode batch does not; the batch is the second, 8 to 256 wide.
+Both come by the tensor memory accelerator, which fills with zeros past the end (pointers spill registers at 128 x 128),
+or by pointers where it cannot be used: rows that are no multiple of 16 bytes, cards before Hopper.
+
+Where there are fewer tiles than multiprocessors, K is split and a second kernel adds the fp32 partial sums in order:
+no atomics, so that a result does not change from run to run.
+
+Outliers (LLM.int8): a list of columns lies on the device, with its length. The kernel adds, for those columns, what the
+8 bits of the activations lost, (x - q * a_scale) @ w[:, columns].T in bf16. No outlier, no cost; no host reads a count.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from kernels.gpu.launch import num_sms, pdl
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GemmConfig:
+    block_m: int
+    """of the batch; at least 16"""
+    block_n: int
+    """of the weight's rows; 64 a warpgroup"""
+    block_k: int
+    splits: int
+    num_warps: int
+    num_stages: int
+
+
+class Outliers(NamedTuple):
+    """What the quantisation of the rows left apart; `count` of the K `columns` are listed."""
+
+    x: Tensor
+    """[M, K] bf16, before quantisation"""
+    columns: Tensor
+    """[K] int32"""
+    count: Tensor
+    """[1] int32"""
+
+
+def default_config(m: int, n: int, k: int, *, sms: int) -> GemmConfig:
+    """A stage is 16 to 48 KB, so that a multiprocessor keeps some 100 KB of loads in flight or on their way."""
+    if m <= 16:
+        block_m, block_n, block_k, num_warps, num_stages = 16, 64, 256, 4, 4
+    elif m <= 32:
+        block_m, block_n, block_k, num_warps, num_stages = 32, 64, 256, 4, 4
+    elif m <= 64:
+        block_m, block_n, block_k, num_warps, num_stages = 64, 64, 128, 4, 5
+    elif m <= 128:
+        block_m, block_n, block_k, num_warps, num_stages = 128, 128, 128, 8, 4
+    else:  # 256 x 128 spills registers where there are outliers
+        block_m, block_n, block_k, num_warps, num_stages = 128, 256, 128, 8, 4
+    tiles, splits = triton.cdiv(m, block_m) * triton.cdiv(n, block_n), 1
+    while tiles * splits <= sms and k >= 8 * block_k * splits:
+        splits *= 2
+    return GemmConfig(
+        block_m=block_m,
+        block_n=block_n,
+        block_k=block_k,
+        splits=splits,
+        num_warps=num_warps,
+        num_stages=num_stages,
+    )
+
+
+def scaled_gemm(
+    a: Tensor,
+    a_scale: Tensor | None,
+    weight: Tensor,
+    w_scale: Tensor,
+    out: Tensor | None = None,
+    *,
+    bias: Tensor | None = None,
+    outliers: Outliers | None = None,
+    config: GemmConfig | None = None,
+) -> Tensor:
+    """[M, K] @ [N, K].T -> [M, N], bf16 unless `out` is another type.
+
+    a: int8 or e4m3 like the weight with `a_scale` [M] fp32, or bf16 with None. w_scale: [N] fp32. bias: [N] fp32.
+    Contiguous tensors. ValueError where the shapes do not fit.
+    """
+    (m, k), n = a.shape, weight.shape[0]
+    if weight.shape[1] != k or not a.is_contiguous() or not weight.is_contiguous():
+        raise ValueError(f"scaled_gemm: contiguous rows of {weight.shape[1]}, not {tuple(a.shape)}")
+    if (a_scale is None) == (a.dtype == weight.dtype):
+        raise ValueError("scaled_gemm: 8-bit activations have a scale, bf16 ones have none")
+    if out is None:
+        out = torch.empty((m, n), dtype=torch.bfloat16, device=a.device)
+    c = config or default_config(m, n, k, sms=num_sms(a))
+    with_pdl = pdl(a)
+    split = c.splits > 1
+    target = torch.empty((c.splits, m, n), dtype=torch.float32, device=a.device) if split else out
+    tiles = triton.cdiv(m, c.block_m) * triton.cdiv(n, c.block_n)
+    tma = k % 16 == 0 and (with_pdl or not a.is_cuda)
+    _scaled_gemm_kernel[(tiles, c.splits)](
+        TensorDescriptor.from_tensor(a, [c.block_m, c.block_k]) if tma else a,
+        TensorDescriptor.from_tensor(weight, [c.block_n, c.block_k]) if tma else weight,
+        a,
+        w_scale if a_scale is None else a_scale,
+        weight,
+        w_scale,
+        w_scale if bias is None else bias,
+        outliers.x if outliers else a,
+        outliers.columns if outliers else w_scale,
+        outliers.count if outliers else w_scale,
+        target,
+        m,
+        n,
+        K=k,
+        BLOCK_M=c.block_m,
+        BLOCK_N=c.block_n,
+        BLOCK_K=c.block_k,
+        SPLITS=c.splits,
+        A_SCALE=a_scale is not None,
+        BIAS=bias is not None,
+        OUTLIERS=outliers is not None,
+        TMA=tma,
+        ON_GPU=a.is_cuda,
+        PDL=with_pdl,
+        num_warps=c.num_warps,
+        num_stages=c.num_stages,
+        launch_pdl=with_pdl,
+    )
+    if split:
+        _add_splits_kernel[(triton.cdiv(n, 1024), m)](
+            target,
+            w_scale,
+            w_scale if bias is None else bias,
+            out,
+            m,
+            n,
+            SPLITS=c.splits,
+            BLOCK=1024,
+            BIAS=bias is not None,
+            PDL=with_pdl,
+            num_warps=4,
+            launch_pdl=with_pdl,
+        )
+    return out
+
+
+def scaled_gemm_reference(
+    a: Tensor,
+    a_scale: Tensor | None,
+    weight: Tensor,
+    w_scale: Tensor,
+    *,
+    bias: Tensor | None = None,
+    outliers: Outliers | None = None,
+) -> Tensor:
+    """The same in float64."""
+    rows = a.double() if a_scale is None else a.double() * a_scale.double()[:, None]
+    if outliers is not None:
+        columns = outliers.columns[: int(outliers.count)].long()
+        rows[:, columns] = outliers.x.double()[:, columns]
+    product = rows @ (weight.double() * w_scale.double()[:, None]).T
+    return product if bias is None else product + bias.double()
+
+
+@triton.jit
+def _load_padded(pointers, mask):
+    if pointers.dtype.scalar.element_ty == tl.float8e4nv:  # as bytes: the interpreter knows no fp8 zero
+        values = tl.load(pointers.to(tl.pointer_type(tl.int8)), mask=mask, other=None if mask is None else 0)
+        return values.to(tl.float8e4nv, bitcast=True)
+    return tl.load(pointers, mask=mask, other=None if mask is None else 0)
+
+
+@triton.jit
+def _dot(a, b, acc, ON_GPU: tl.constexpr):
+    if ON_GPU or b.dtype != tl.bfloat16:
+        return tl.dot(a.to(b.dtype), b, acc, out_dtype=acc.dtype)
+    else:  # the interpreter multiplies a bf16's bits
+        return tl.dot(a.to(tl.float32), b.to(tl.float32), acc)
+
+
+@triton.jit
+def _scaled_gemm_kernel(
+    a_tiles,
+    w_tiles,
+    a,
+    a_scale,
+    weight,
+    w_scale,
+    bias,
+    x,
+    columns,
+    count,
+    out,
+    M,
+    N,
+    K: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    SPLITS: tl.constexpr,
+    A_SCALE: tl.constexpr,
+    BIAS: tl.constexpr,
+    OUTLIERS: tl.constexpr,
+    TMA: tl.constexpr,
+    ON_GPU: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    STEPS: tl.constexpr = (K + BLOCK_K * SPLITS - 1) // (BLOCK_K * SPLITS)
+    EVEN: tl.constexpr = K % (BLOCK_K * SPLITS) == 0
+    GROUP: tl.constexpr = 8
+    OUTLIER_BLOCK: tl.constexpr = 32
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
+    # eight tiles of N before the next of M: a wave reads few different tiles of either operand
+    tiles_m = tl.cdiv(M, BLOCK_M)
+    tiles_n = tl.cdiv(N, BLOCK_N)
+    group = tl.program_id(0) // (GROUP * tiles_m)
+    in_group = tl.program_id(0) % (GROUP * tiles_m)
+    width = tl.minimum(tiles_n - group * GROUP, GROUP)
+    first_n = (group * GROUP + in_group % width) * BLOCK_N
+    first_m = (in_group // width) * BLOCK_M
+    split = tl.program_id(1)
+
+    # rows past the end repeat the last one: no masks on their loads. Offsets inside a tile fit 32 bits.
+    in_n = tl.arange(0, BLOCK_N)
+    in_m = tl.arange(0, BLOCK_M)
+    n = tl.minimum(in_n, N - 1 - first_n)
+    m = tl.minimum(in_m, M - 1 - first_m)
+    w_rows = weight + first_n.to(tl.int64) * K
+    a_rows = a + first_m.to(tl.int64) * K
+    first_k = split * (STEPS * BLOCK_K)
+    k = first_k + tl.arange(0, BLOCK_K)
+    SUMS: tl.constexpr = tl.int32 if a.dtype.element_ty == tl.int8 else tl.float32
+    acc = tl.zeros((BLOCK_N, BLOCK_M), SUMS)
+    for step in range(STEPS):
+        if TMA:
+            w = w_tiles.load([first_n, first_k + step * BLOCK_K])
+            rows = a_tiles.load([first_m, first_k + step * BLOCK_K]).T
+        else:
+            at = k + step * BLOCK_K
+            w = _load_padded(w_rows + n[:, None] * K + at[None, :], None if EVEN else at[None, :] < K)
+            rows = _load_padded(a_rows + m[None, :] * K + at[:, None], None if EVEN else at[:, None] < K)
+        acc = _dot(w, rows, acc, ON_GPU)
+
+    value = acc.to(tl.float32)
+    if A_SCALE:
+        value *= tl.load(a_scale + first_m + m)[None, :]
+    if OUTLIERS:
+        x_rows = x + first_m.to(tl.int64) * K
+        listed = tl.load(count)
+        if SPLITS > 1:
+            listed = tl.where(split == 0, listed, 0)
+        start = 0
+        while start < listed:
+            at = start + tl.arange(0, OUTLIER_BLOCK)
+            valid = at < listed
+            column = tl.load(columns + at, mask=valid, other=0)
+            of_rows = m[None, :] * K + column[:, None]
+            lost = tl.load(x_rows + of_rows, mask=valid[:, None], other=0.0).to(tl.float32)
+            kept = tl.load(a_rows + of_rows, mask=valid[:, None], other=0).to(tl.float32)
+            lost -= kept * tl.load(a_scale + first_m + m)[None, :]
+            w_columns = tl.load(w_rows + n[:, None] * K + column[None, :], mask=valid[None, :], other=0)
+            # an int8 is a bf16 without rounding
+            value = _dot(w_columns, lost.to(tl.bfloat16), value, ON_GPU)
+            start += OUTLIER_BLOCK
+
+    to = out + first_m.to(tl.int64) * N + first_n
+    if SPLITS > 1:
+        to += split.to(tl.int64) * M * N
+    else:
+        value *= tl.load(w_scale + first_n + n)[:, None]
+        if BIAS:
+            value += tl.load(bias + first_n + n)[:, None]
+    inside = (in_m < M - first_m)[:, None] & (in_n < N - first_n)[None, :]
+    tl.store(to + (in_m[:, None] * N + in_n[None, :]), value.T.to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _add_splits_kernel(
+    partial,
+    w_scale,
+    bias,
+    out,
+    M,
+    N,
+    SPLITS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BIAS: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+    n = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = n < N
+    scale = tl.load(w_scale + n, mask=inside, other=0.0)
+    at = tl.program_id(1).to(tl.int64) * N + n
+    if PDL:
+        tl.extra.cuda.gdc_wait()
+    total = tl.zeros((BLOCK,), tl.float32)
+    for split in tl.static_range(SPLITS):
+        total += tl.load(partial + split * tl.cast(M, tl.int64) * N + at, mask=inside, other=0.0)
+    total *= scale
+    if BIAS:
+        total += tl.load(bias + n, mask=inside, other=0.0)
+    tl.store(out + at, total.to(out.dtype.element_ty), mask=inside)
