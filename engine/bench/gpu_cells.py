@@ -1,6 +1,6 @@
 """One variant of a made-up model on one GPU: decode latency, throughput, idle time, profile; run in its own process.
 
-    python -m engine.bench.gpu_cells CELL_AS_JSON     prints a GpuFigures as JSON on its last line
+python -m engine.bench.gpu_cells CELL_AS_JSON     prints a GpuFigures as JSON on its last line
 """
 
 from __future__ import annotations

@@ -6,13 +6,13 @@ from bisect import bisect_left
 from collections.abc import Sequence as Items
 
 import torch
-from kernels.gpu.sampling import sample_tokens
 from torch import Tensor
 
 from engine.gpu.decoder import DecodeContext, GpuDecoder
 from engine.gpu.device_state import DeviceState
-from kernels.gpu.decode_attention import SplitPlan, plan_splits
+from kernels.gpu.decode_attention import allocate_split_plan, plan_splits
 from kernels.gpu.kv_cache import PagedKv
+from kernels.gpu.sampling import sample_tokens, sampling_scratch
 
 WARM_UPS = 2
 """Plain runs before a capture: kernels are compiled and cuBLAS takes its workspace outside of the graph."""
@@ -29,14 +29,16 @@ class DecodeGraphs:
 
     def __init__(self, decoder: GpuDecoder, kv_cache: list[PagedKv], state: DeviceState, *, heads: int) -> None:
         self._decoder, self._kv_cache, self._state = decoder, kv_cache, state
-        self._plan = SplitPlan.allocate(
-            max_rows=state.max_sequences,
+        self._plan = allocate_split_plan(
+            max_batch=state.max_sequences,
             heads=heads,
             kv_heads=kv_cache[0].kv_heads,
             head_dim=kv_cache[0].head_dim,
+            dtype=kv_cache[0].keys.dtype,
             device=state.device,
         )
         self._token_ids = torch.zeros(state.max_sequences, dtype=torch.int64, device=state.device)
+        self._scratch = sampling_scratch(state.max_sequences, decoder.vocab, state.device)
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
         self._logits = torch.zeros(state.max_sequences, decoder.vocab, device=state.device)
         self.sizes = batch_sizes(state.max_sequences)
@@ -72,12 +74,10 @@ class DecodeGraphs:
         """The whole step, launched kernel by kernel."""
         state = self._state
         batch = state.prepare(num_rows)
-        plan_splits(batch.seq_lens, self._plan)
-        context = DecodeContext(
-            block_tables=state.block_tables, rows=batch.rows, seq_lens=batch.seq_lens, plan=self._plan
-        )
+        plan_splits(batch.seq_lens, batch.rows, self._plan)
+        context = DecodeContext(block_tables=state.block_tables, plan=self._plan)
         logits = self._logits[:num_rows]
         self._decoder.decode(batch.token_ids, context, self._kv_cache, logits)
         token_ids = self._token_ids[:num_rows]
-        sample_tokens(logits, batch.sampling, token_ids)
+        sample_tokens(logits, batch.sampling, token_ids, self._scratch)
         state.keep(batch.rows, token_ids)

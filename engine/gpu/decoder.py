@@ -29,12 +29,8 @@ class DecodeContext:
     """Where a batch of B decodes finds its caches."""
 
     block_tables: Tensor
-    rows: Tensor
-    """[B] int32: rows of block_tables"""
-    seq_lens: Tensor
-    """[B] int32, the new token counted; 0 for rows that only fill up a batch"""
     plan: SplitPlan
-    """Made of the same seq_lens."""
+    """Of the batch's lengths, the new tokens counted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,8 +117,6 @@ class GpuDecoder:
             qkv,
             kv,
             context.block_tables,
-            context.rows,
-            context.seq_lens,
             context.plan,
             self._rope,
             q_norm=layer.q_norm,

@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import torch
-from kernels.gpu.nf4 import PackedNf4Rows, nf4_gemv, nf4_matmul
 from torch import Tensor
 from torch.nn import functional
 
+from kernels.gpu.four_bit_gemv import Norm, four_bit_gemv
+from kernels.gpu.four_bit_layout import PackedFourBit
+from kernels.gpu.four_bit_matmul import four_bit_matmul
 from kernels.gpu.fp8 import PackedFp8, fp8_matmul
 from kernels.gpu.gemv import gemv
-from kernels.gpu.int4 import PackedInt4, int4_gemv, int4_matmul
 from kernels.gpu.int8 import Int8Rows, int8_matmul
 from kernels.gpu.quantized_rows import QuantizedRows
 
@@ -165,8 +166,10 @@ class Int8Linear:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Int4Linear:
-    packed: PackedInt4
+class FourBitLinear:
+    """GPTQ's and AWQ's integers, or NF4: 4-bit words, unpacked by whichever kernel suits the number of rows."""
+
+    packed: PackedFourBit
     bias: Tensor | None = None
     wants: Quantization | None = None
 
@@ -176,40 +179,14 @@ class Int4Linear:
 
     def rows(self, x: Activation) -> Tensor:
         assert isinstance(x, Tensor)
-        return int4_matmul(x, self.packed, bias=self.bias)
+        return four_bit_matmul(x, self.packed, bias=self.bias)
 
     def row(self, x: Tensor, ends: RowEnds = PLAIN) -> Tensor:
-        return int4_gemv(
+        return four_bit_gemv(
             x,
             self.packed,
             ends.residual,
-            norm=ends.norm,
-            residual=ends.residual,
-            gated=ends.gated,
-            bias=self.bias,
-        )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Nf4Linear:
-    packed: PackedNf4Rows
-    bias: Tensor | None = None
-    wants: Quantization | None = None
-
-    @property
-    def nbytes(self) -> int:
-        return self.packed.nbytes
-
-    def rows(self, x: Activation) -> Tensor:
-        assert isinstance(x, Tensor)
-        return nf4_matmul(x, self.packed, bias=self.bias)
-
-    def row(self, x: Tensor, ends: RowEnds = PLAIN) -> Tensor:
-        return nf4_gemv(
-            x,
-            self.packed,
-            ends.residual,
-            norm=ends.norm,
+            norm=None if ends.norm is None else Norm(weight=ends.norm[0], eps=ends.norm[1]),
             residual=ends.residual,
             gated=ends.gated,
             bias=self.bias,

@@ -8,19 +8,18 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from kernels.gpu.fp8 import pack_fp8
-from kernels.gpu.int8 import pack_int8_rows
-from kernels.gpu.nf4 import pack_nf4_rows
 from torch import Tensor
 
 from cluster.errors import UserError
 from cluster.model_shape import ModelShape
 from cluster.variants import Variant
-from engine.gpu.linear import DenseLinear, Fp8Linear, GpuLinear, Head, Int4Linear, Int8Linear, Nf4Linear
+from engine.gpu.linear import DenseLinear, FourBitLinear, Fp8Linear, GpuLinear, Head, Int8Linear
 from engine.linear import FLOAT_DTYPES, NF4_BLOCK
 from engine.weights import CheckpointTensors
-from kernels.gpu.int4 import awq_codes, gptq_codes, pack_int4
-from kernels.int8_matmul import quantize_int8
+from kernels.gpu.fp8 import pack_fp8
+from kernels.gpu.int4 import Int4Codes, awq_codes, gptq_codes, pack_int4
+from kernels.gpu.int8 import pack_int8
+from kernels.gpu.nf4 import pack_nf4_words
 from kernels.nf4_matmul import quantize_nf4
 
 DUMMY_STD = 0.02
@@ -49,19 +48,6 @@ class GpuWeights:
     layers: list[GpuLayer]
     final_norm: Tensor
     head: Head
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Int4Codes:
-    """A 4-bit matrix as checkpoints mean it: weight[n, k] = (codes[n, k] - zeros[n, g]) * scales[n, g]."""
-
-    codes: Tensor
-    """[N, K] uint8"""
-    scales: Tensor
-    """[N, groups]"""
-    zeros: Tensor
-    input_order: Tensor | None = None
-    """[K]: column i of `codes` multiplies input input_order[i] (GPTQ's act-order)."""
 
 
 class WeightSource(Protocol):
@@ -126,16 +112,15 @@ class _Builder:
             case "fp8":
                 return Fp8Linear(packed=pack_fp8(weight), bias=bias)
             case "int8":
-                packed = pack_int8_rows(quantize_int8(weight))
-                return Int8Linear(packed=packed, outlier_threshold=self.variant.outlier_threshold, bias=bias)
+                return Int8Linear(packed=pack_int8(weight), outlier_threshold=self.variant.outlier_threshold, bias=bias)
             case "nf4":
                 if columns % NF4_BLOCK:
                     raise UserError(f"method nf4 needs rows of a multiple of {NF4_BLOCK}, this model has {columns}")
-                return Nf4Linear(packed=pack_nf4_rows(quantize_nf4(weight, NF4_BLOCK)), bias=bias)
+                return FourBitLinear(packed=pack_nf4_words(quantize_nf4(weight, NF4_BLOCK)), bias=bias)
             case method:
                 raise UserError(f"method {method!r} is not run by this engine on a GPU")
 
-    def _int4(self, names: dict[str, int], columns: int, bias: Tensor | None) -> Int4Linear:
+    def _int4(self, names: dict[str, int], columns: int, bias: Tensor | None) -> FourBitLinear:
         parts = [self.source.int4(name, rows, columns) for name, rows in names.items()]
         orders = [part.input_order for part in parts]
         if any(order is not None for order in orders) and not all(
@@ -151,7 +136,7 @@ class _Builder:
             torch.cat([part.zeros for part in parts]),
             input_order=orders[0],
         )
-        return Int4Linear(packed=packed, bias=bias)
+        return FourBitLinear(packed=packed, bias=bias)
 
 
 class CheckpointSource:
@@ -174,13 +159,10 @@ class CheckpointSource:
             raise UserError(f"{self._tensors.folder}: {method} of {bits} bits is not supported; 4 bits are")
         qweight, qzeros, scales = (self._packed(name, part) for part in ("qweight", "qzeros", "scales"))
         if method == "awq":
-            codes, scales, zeros = awq_codes(qweight, qzeros, scales)
-            return Int4Codes(codes=codes, scales=scales, zeros=zeros)
+            return awq_codes(qweight, qzeros, scales)
         if method == "gptq":
             g_idx = self._packed(name, "g_idx") if f"{name}.g_idx" in self._tensors else None
-            is_v2 = config.get("checkpoint_format") == "gptq_v2"
-            codes, scales, zeros, order = gptq_codes(qweight, qzeros, scales, g_idx, is_v2=is_v2)
-            return Int4Codes(codes=codes, scales=scales, zeros=zeros, input_order=order)
+            return gptq_codes(qweight, qzeros, scales, g_idx, v1=config.get("checkpoint_format") != "gptq_v2")
         raise UserError(
             f"{self._tensors.folder}: config.json names no gptq or awq quantization_config, which the variant's method"
             " asks for; give a checkpoint in one of these formats as its source"
@@ -215,7 +197,7 @@ class DummySource:
         return Int4Codes(
             codes=random(rows, columns, high=16),
             scales=scales.to(torch.bfloat16),
-            zeros=(random(rows, groups, high=4) + 6).to(torch.bfloat16),
+            zeros=random(rows, groups, high=4) + 6,
         )
 
 

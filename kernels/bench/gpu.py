@@ -14,6 +14,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -84,12 +85,7 @@ def _seconds_of(graph: torch.cuda.CUDAGraph, replays: int) -> float:
 
 def measure_card() -> Card:
     """Copies and reads of 4 GiB (less on a small card), products of 8192 x 8192 random matrices."""
-    free, _ = torch.cuda.mem_get_info()
-    words = min(2**30, free // 12)
-    source, target = torch.randn(2, words, device="cuda").unbind()
-    copied = 2 * source.nbytes / seconds_per_call([lambda: target.copy_(source)])
-    read = source.nbytes / seconds_per_call([source.sum])
-    del source, target
+    copied, read = _memory_rates()
     torch.cuda.empty_cache()
     peaks = {}
     for dtype, product in _peak_products():
@@ -106,15 +102,21 @@ def measure_card() -> Card:
     )
 
 
+def _memory_rates() -> tuple[float, float]:
+    """Bytes a second, copied (read plus written) and read."""
+    free, _ = torch.cuda.mem_get_info()
+    source, target = torch.randn(2, min(2**30, free // 12), device="cuda").unbind()
+    copy_s, read_s = seconds_per_call([partial(target.copy_, source)]), seconds_per_call([source.sum])
+    return 2 * source.nbytes / copy_s, source.nbytes / read_s
+
+
 def _peak_products() -> Iterator[tuple[str, Callable[[], Call]]]:
     a, b = torch.randn(2, 8192, 8192, device="cuda", dtype=torch.bfloat16).unbind()
 
     def fp8() -> Call:
         one = torch.ones((), device="cuda")
         a8, b8 = a.to(torch.float8_e4m3fn), b.to(torch.float8_e4m3fn).t()
-        return lambda: torch._scaled_mm(
-            a8, b8, scale_a=one, scale_b=one, out_dtype=torch.bfloat16, use_fast_accum=True
-        )
+        return lambda: torch._scaled_mm(a8, b8, scale_a=one, scale_b=one, out_dtype=torch.bfloat16, use_fast_accum=True)
 
     def int8() -> Call:
         a8, b8 = ((40 * t).clamp(-127, 127).to(torch.int8) for t in (a, b))
@@ -178,7 +180,7 @@ def heading() -> str:
 
 
 def cases_of_modules() -> Iterator[Case | Line]:
-    """Cases in the order of the modules' names; a module that fails gives a line with its error, and the next follows."""
+    """Cases in the order of the modules' names; of a module that fails, a line with its error."""
     for module in pkgutil.iter_modules(bench.__path__):
         if not module.name.startswith("gpu_"):
             continue
@@ -202,7 +204,9 @@ def report(
     end = time.monotonic() + budget_s
     for case in cases:
         if time.monotonic() > end:
-            show(Line(operation="(budget spent)", shape="", errors=[f"{budget_s:g} s; the cases after it were not run"]))
+            show(
+                Line(operation="(budget spent)", shape="", errors=[f"{budget_s:g} s; the cases after it were not run"])
+            )
             return
         if isinstance(case, Line):
             show(case)
@@ -242,8 +246,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[-1 if 'CompilationError' in type(error).__name__ else 0][:160]}" if lines else repr(error)
+    """Of Triton's compile errors the last, which says why; the first is the position."""
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[-1 if lines[0].startswith('at ') else 0][:160]}"
 
 
 if __name__ == "__main__":

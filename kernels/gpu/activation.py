@@ -5,7 +5,6 @@ out = silu(gate) * up, silu(g) = g / (1 + e^-g), with gate and up side by side i
 
 from dataclasses import dataclass
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor

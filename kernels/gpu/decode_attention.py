@@ -80,9 +80,9 @@ def allocate_split_plan(
     device: torch.device | str,
     config: DecodeConfig | None = None,
 ) -> SplitPlan:
-    """`dtype` is the cache's. ValueError for query heads that the KV heads do not divide, or more than 16 to one."""
-    if heads % kv_heads or heads // kv_heads > 16:
-        raise ValueError(f"{heads} query heads on {kv_heads} KV heads: whole groups of 1 to 16 are supported")
+    """`dtype` is the cache's. ValueError for query heads that the KV heads do not divide, or more than 32 to one."""
+    if heads % kv_heads or heads // kv_heads > 32:
+        raise ValueError(f"{heads} query heads on {kv_heads} KV heads: whole groups of 1 to 32 are supported")
     config = config or default_config(head_dim, dtype)
     arrivals = torch.zeros((max_batch, kv_heads), dtype=torch.int32, device=device)
     programs = num_sms(arrivals) * config.programs_per_sm
@@ -113,13 +113,13 @@ def plan_splits(seq_lens: Tensor, rows: Tensor, plan: SplitPlan) -> None:
         plan.items,
         plan.num_items,
         batch,
-        PROGRAMS=plan.programs,
+        plan.programs,
+        plan.config.min_chunk_tokens,
         KV_HEADS=plan.arrivals.shape[1],
         TILE=plan.config.tile_tokens,
-        MIN_CHUNK=plan.config.min_chunk_tokens,
         FIELDS=ITEM_FIELDS,
         ROWS=padded,
-        RUNS=max(1, 2048 // padded),
+        RUNS=max(1, 512 // padded),
         PDL=use_pdl,
         num_warps=4,
         launch_pdl=use_pdl,
@@ -222,10 +222,10 @@ def _plan_kernel(
     items,
     num_items,
     batch,
-    PROGRAMS: tl.constexpr,
+    programs,
+    min_chunk,
     KV_HEADS: tl.constexpr,
     TILE: tl.constexpr,
-    MIN_CHUNK: tl.constexpr,
     FIELDS: tl.constexpr,
     ROWS: tl.constexpr,
     RUNS: tl.constexpr,
@@ -240,9 +240,9 @@ def _plan_kernel(
     table_row = tl.load(rows + row, mask=present, other=0)
     cached = tl.maximum(length - 1, 0)
 
-    # chunk >= total * KV_HEADS / PROGRAMS bounds the runs by batch + PROGRAMS / KV_HEADS, whatever the lengths.
-    chunk = tl.cdiv(tl.cdiv(tl.sum(cached, 0) * KV_HEADS, PROGRAMS), TILE) * TILE
-    chunk = tl.maximum(chunk, MIN_CHUNK)
+    # chunk >= total * KV_HEADS / programs bounds the runs by batch + programs / KV_HEADS, whatever the lengths.
+    chunk = tl.cdiv(tl.cdiv(tl.sum(cached, 0) * KV_HEADS, programs), TILE) * TILE
+    chunk = tl.maximum(chunk, min_chunk)
     runs = tl.maximum(tl.cdiv(cached, chunk), 1)
     step = tl.maximum(tl.cdiv(tl.cdiv(cached, runs), TILE), 1) * TILE  # the row's runs evened out
     runs = tl.where(present, tl.maximum(tl.cdiv(cached, step), 1), 0)
@@ -300,7 +300,7 @@ def _decode_kernel(
     PDL: tl.constexpr,
 ):
     HEADS: tl.constexpr = GROUP * KV_HEADS
-    M: tl.constexpr = 16
+    M: tl.constexpr = max(16, GROUP_PADDED)  # the least a dot takes
     PRECISION: tl.constexpr = "ieee" if keys.dtype.element_ty == tl.float32 else "tf32"
     if PDL:
         tl.extra.cuda.gdc_wait()  # the plan too is of this step
@@ -477,7 +477,8 @@ def _combine(
     GROUP_PADDED: tl.constexpr,
 ):
     """One row and KV head. Partials come from other multiprocessors: read past the first-level cache."""
-    RUNS: tl.constexpr = max(1, 8192 // (GROUP_PADDED * D_PADDED))  # 32 KiB in flight
+    # 32 KiB in flight; half of that for large groups, whose sums need the registers
+    RUNS: tl.constexpr = max(1, (8192 if GROUP_PADDED < 16 else 4096) // (GROUP_PADDED * D_PADDED))
     g = tl.arange(0, GROUP_PADDED)
     d = tl.arange(0, D_PADDED)
     top = tl.full((GROUP_PADDED,), -float("inf"), tl.float32)

@@ -231,3 +231,41 @@ def _pair(word, x, p: tl.constexpr, NF4: tl.constexpr):
     low = (x & 0xFFFF).to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
     high = (x >> 16).to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
     return value(nibble(word, p, 0, NF4), NF4) * low + value(nibble(word, p, 1, NF4), NF4) * high
+
+
+@triton.jit
+def bf16_values(words, scale, zero, table, NF4: tl.constexpr, ZEROS: tl.constexpr, ASM: tl.constexpr):
+    """(code - 8 - zero) * scale, or entry * scale, of a word's eight nibbles: bf16, (p, e) in order 00 01 10 11 20 ..
+
+    scale and zero have words' shape; by PTX the scale is rounded to bf16 first.
+    """
+    if ASM:
+        bits = scale.to(tl.bfloat16).to(tl.int16, bitcast=True).to(tl.int32) & 0xFFFF
+        twice = bits | (bits << 16)
+        types: tl.constexpr = (tl.bfloat16,) * 8
+        if NF4:
+            return tl.inline_asm_elementwise(
+                BF16_NF4, HALVES_NF4_CONSTRAINTS,
+                [words, twice, table[0], table[1], table[2], table[3], table[4], table[5], table[6], table[7]],
+                dtype=types, is_pure=True, pack=1,
+            )  # fmt: skip
+        elif ZEROS:
+            offset = 0x43084308 + zero.to(tl.int32) * 0x00010001
+            return tl.inline_asm_elementwise(
+                BF16_INT4_ZEROS, HALVES_ZEROS_CONSTRAINTS, [words, twice, offset], dtype=types, is_pure=True, pack=1
+            )
+        else:
+            return tl.inline_asm_elementwise(
+                BF16_INT4, HALVES_CONSTRAINTS, [words, twice], dtype=types, is_pure=True, pack=1
+            )
+    return (
+        _bf16(words, scale, zero, 0, 0, NF4), _bf16(words, scale, zero, 0, 1, NF4),
+        _bf16(words, scale, zero, 1, 0, NF4), _bf16(words, scale, zero, 1, 1, NF4),
+        _bf16(words, scale, zero, 2, 0, NF4), _bf16(words, scale, zero, 2, 1, NF4),
+        _bf16(words, scale, zero, 3, 0, NF4), _bf16(words, scale, zero, 3, 1, NF4),
+    )  # fmt: skip
+
+
+@triton.jit
+def _bf16(words, scale, zero, p: tl.constexpr, e: tl.constexpr, NF4: tl.constexpr):
+    return ((value(nibble(words, p, e, NF4), NF4) - zero) * scale).to(tl.bfloat16)

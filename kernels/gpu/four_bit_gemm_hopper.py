@@ -26,6 +26,20 @@ from kernels.gpu.four_bit_decode import (
 )
 
 
+@gluon.constexpr_function
+def _lanes(rows, num_warps):
+    """What a lane holds of [rows, 16] words: u in registers, t in two bits of the lane, rows as in the operand."""
+    warp_bases = [[16 << i, 0] for i in range(num_warps.bit_length() - 1)]
+    more_rows = [[16 * num_warps << i, 0] for i in range((rows // (16 * num_warps)).bit_length() - 1)]
+    return gl.DistributedLinearLayout(
+        reg_bases=[[0, 1], [0, 2], [8, 0], *more_rows],
+        lane_bases=[[0, 4], [0, 8], [1, 0], [2, 0], [4, 0]],
+        warp_bases=warp_bases,
+        block_bases=[],
+        shape=[rows, 16],
+    )
+
+
 @gluon.jit
 def _decode(
     words, scale, offset, table, NF4: gl.constexpr, ZEROS: gl.constexpr, BN: gl.constexpr, operand: gl.constexpr
@@ -64,6 +78,22 @@ def _twice(values):
 
 
 @gluon.jit
+def _scales_at(
+    scales, zeros, rows, u, block, groups, group_blocks, ZEROS: gl.constexpr, GROUP: gl.constexpr
+):
+    """Scales and zeros of a block, [BN, 1] or, where it has several groups, [BN, 16]."""
+    if GROUP == 128:
+        at = gl.expand_dims(rows * groups + block // group_blocks, 1)
+    else:
+        at = (rows * groups)[:, None] + (block * (128 // GROUP) + u * 32 // GROUP)[None, :]
+    scale = gl.load(scales + at)
+    zero = scale
+    if ZEROS:
+        zero = gl.load(zeros + at)
+    return scale, zero
+
+
+@gluon.jit
 def gemm_hopper(
     x, words, scales, zeros, registers, bias, out, parts, arrivals,
     M, N, K, blocks, groups, group_blocks,
@@ -75,31 +105,7 @@ def gemm_hopper(
         version=[3, 0], warps_per_cta=[num_warps, 1], instr_shape=[16, BM, 16]
     )
     operand: gl.constexpr = gl.DotOperandLayout(operand_index=0, parent=mma, k_width=2)
-    # what a lane holds of [BN, 16] words: u in registers, t in two bits of the lane, rows as in the operand
-    if BN == 64:
-        lanes: gl.constexpr = gl.DistributedLinearLayout(
-            reg_bases=[[0, 1], [0, 2], [8, 0]],
-            lane_bases=[[0, 4], [0, 8], [1, 0], [2, 0], [4, 0]],
-            warp_bases=[[16, 0], [32, 0]],
-            block_bases=[],
-            shape=[64, 16],
-        )
-    elif num_warps == 8:
-        lanes: gl.constexpr = gl.DistributedLinearLayout(
-            reg_bases=[[0, 1], [0, 2], [8, 0]],
-            lane_bases=[[0, 4], [0, 8], [1, 0], [2, 0], [4, 0]],
-            warp_bases=[[16, 0], [32, 0], [64, 0]],
-            block_bases=[],
-            shape=[128, 16],
-        )
-    else:
-        lanes: gl.constexpr = gl.DistributedLinearLayout(
-            reg_bases=[[0, 1], [0, 2], [8, 0], [64, 0]],
-            lane_bases=[[0, 4], [0, 8], [1, 0], [2, 0], [4, 0]],
-            warp_bases=[[16, 0], [32, 0]],
-            block_bases=[],
-            shape=[128, 16],
-        )
+    lanes: gl.constexpr = _lanes(BN, num_warps)
     word_copy: gl.constexpr = gl.BlockedLayout([1, 4], [8, 4], [num_warps, 1], [1, 0])
     x_copy: gl.constexpr = gl.BlockedLayout([1, 8], [2, 16], [num_warps, 1], [1, 0])
     word_shared: gl.constexpr = gl.SwizzledSharedLayout(vec=4, per_phase=1, max_phase=1, order=[1, 0])
@@ -151,6 +157,7 @@ def gemm_hopper(
         )
         async_copy.commit_group()
 
+    raw_scale, raw_zero = _scales_at(scales, zeros, rows, u, first, groups, group_blocks, ZEROS, GROUP)
     running = warpgroup_mma_init(gl.zeros([BN, BM], gl.float32, mma))
     for i in range(steps):
         async_copy.wait_group(STAGES - 3)
@@ -166,18 +173,14 @@ def gemm_hopper(
         )
         async_copy.commit_group()
 
-        block = first + i
-        offset = gl.full([BN, 16], 0, gl.int32, lanes)
-        if GROUP == 128:
-            at = rows * groups + block // group_blocks
-            scale = gl.expand_dims(_twice(gl.load(scales + at)), 1)
-            if ZEROS:
-                offset = 0x43084308 + gl.expand_dims(gl.load(zeros + at).to(gl.int32), 1) * 0x00010001
-        else:
-            at = rows[:, None] * groups + (block * (128 // GROUP) + u * 32 // GROUP)[None, :]
-            scale = _twice(gl.load(scales + at))
-            if ZEROS:
-                offset = 0x43084308 + gl.load(zeros + at).to(gl.int32) * 0x00010001
+        scale = _twice(raw_scale)
+        offset = gl.full([1, 1], 0, gl.int32, lanes)
+        if ZEROS:
+            offset = 0x43084308 + raw_zero.to(gl.int32) * 0x00010001
+        # a step ahead, for their latency is longer than a step
+        raw_scale, raw_zero = _scales_at(
+            scales, zeros, rows, u, gl.minimum(first + i + 1, blocks - 1), groups, group_blocks, ZEROS, GROUP
+        )
         tile = word_buffers.index(i % STAGES).load(lanes)
         weights = _decode(tile, scale, offset, table, NF4, ZEROS, BN, operand)
         done = warpgroup_mma_wait(num_outstanding=0, deps=(running,))

@@ -29,5 +29,7 @@ def four_bit_matmul(
         return four_bit_gemv(x, packed, out, bias=bias)
     if path == "gemm":
         return four_bit_gemm(x, packed, out, bias)
+    if packed.input_order is not None:
+        x = x.index_select(1, packed.input_order)
     product = functional.linear(x, dequantize(packed), None if bias is None else bias.to(x.dtype))
     return product if out is None else out.copy_(product)

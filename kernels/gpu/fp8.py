@@ -5,8 +5,8 @@ operation before) and multiplied on the fp8 matrix units; a card without them (b
 weights and multiplies in bf16. It does not know which layer it is.
 
 Several products to choose from, by `Fp8Path`; `fp8_path` is the rule:
-- "rows": `torch._scaled_mm` with row-wise scales. Since torch 2.9 that is cuBLASLt (outer vector scaling) on compute
-  capability 9.0 with CUDA 12.9 or later, CUTLASS before. K and N must divide by 16.
+- "rows": `torch._scaled_mm` with row-wise scales. By torch's source that is cuBLASLt (outer vector scaling) where the
+  compute capability is 9.0 and CUDA 12.9 or later, else CUTLASS. K and N must divide by 16.
 - "tensor": `torch._scaled_mm` with one scale (1.0) and fast accumulation, fp32 out, the scales by a pass after it.
 - "triton": scaled_gemm, which splits K where a decode batch has few tiles.
 """
@@ -104,9 +104,7 @@ def fp8_matmul(
     return _added(product * rows.scale[:, None] * packed.scale, bias, out)
 
 
-def fp8_matmul_reference(
-    x: Tensor | QuantizedRows, packed: PackedFp8, bias: Tensor | None = None
-) -> Tensor:
+def fp8_matmul_reference(x: Tensor | QuantizedRows, packed: PackedFp8, bias: Tensor | None = None) -> Tensor:
     """The same in float64; of bf16 rows without quantising them."""
     rows = x.data.double() * x.scale.double()[:, None] if isinstance(x, QuantizedRows) else x.double()
     product = rows @ (packed.data.double() * packed.scale.double()[:, None]).T

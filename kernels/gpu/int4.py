@@ -22,7 +22,7 @@ from kernels.gpu.four_bit_layout import (
 from kernels.gpu.four_bit_matmul import four_bit_matmul
 
 AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
-"""Column 8c + j of an AWQ checkpoint is nibble AWQ_ORDER^-1: its words hold columns 0, 2, 4, 6, 1, 3, 5, 7 from bit 0"""
+"""Columns of eight that AutoAWQ's words hold, from bit 0 (its packer's order_map)"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,7 +111,10 @@ def unpack_int4(packed: PackedInt4) -> Int4Codes:
 
 def dequantize_int4(packed: PackedInt4, out: Tensor | None = None) -> Tensor:
     """[N, K] bf16, columns in the weight's own order."""
-    return dequantize(packed, out)
+    if packed.input_order is None:
+        return dequantize(packed, out)
+    values = dequantize(packed)[:, torch.argsort(packed.input_order)]
+    return values if out is None else out.copy_(values)
 
 
 def dequantize_int4_reference(packed: PackedInt4) -> Tensor:

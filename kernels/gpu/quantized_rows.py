@@ -65,7 +65,7 @@ def quantize_rows_reference(x: Tensor, kind: QuantizedKind) -> QuantizedRows:
 @triton.jit
 def round_to(y, DTYPE: tl.constexpr):
     """fp32 to the nearest of DTYPE, half to even."""
-    if DTYPE == tl.float32:
+    if tl.float32 == DTYPE:
         return y
     else:  # noqa: RET505 - the compiler drops this branch only where it is one
         return (_pre_rounded(y, DTYPE) if INTERPRETED else y).to(DTYPE)
@@ -75,7 +75,7 @@ def round_to(y, DTYPE: tl.constexpr):
 def _pre_rounded(y, DTYPE: tl.constexpr):
     """fp32 that a cast to DTYPE does not change: the interpreter's cast truncates (bf16) or loses a carry (e4m3)."""
     bits = y.to(tl.int32, bitcast=True)
-    if DTYPE == tl.bfloat16:
+    if tl.bfloat16 == DTYPE:
         rounded = ((bits + 0x7FFF + ((bits >> 16) & 1)) & -0x10000).to(tl.float32, bitcast=True)
     else:
         normal = ((bits + 0x7FFFF + ((bits >> 20) & 1)) & -0x100000).to(tl.float32, bitcast=True)

@@ -83,7 +83,7 @@ def rms_norm(
 
 def rms_norm_reference(x: Tensor, weight: Tensor, eps: float, residual: Tensor | None = None) -> Tensor:
     """float64 [T, D]; `residual` is changed in place."""
-    h = (x.double() if residual is None else residual.copy_(residual.float() + x.float()).double())
+    h = x.double() if residual is None else residual.copy_(residual.float() + x.float()).double()
     return weight.double() * (h * torch.rsqrt(h.pow(2).mean(-1, keepdim=True) + eps))
 
 

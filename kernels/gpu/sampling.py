@@ -221,7 +221,8 @@ def _splitmix64(state):
 @triton.jit
 def _philox_key(seed, position):
     """int64, int32 -> uint64"""
-    return _splitmix64(_splitmix64(seed.to(tl.uint64, bitcast=True)) ^ position.to(tl.int64).to(tl.uint64, bitcast=True))
+    position = position.to(tl.int64).to(tl.uint64, bitcast=True)
+    return _splitmix64(_splitmix64(seed.to(tl.uint64, bitcast=True)) ^ position)
 
 
 @triton.jit
@@ -261,10 +262,8 @@ def _score_kernel(
     temperature = tl.load(temperatures + row)
     drawn = temperature > 0
     top_k = tl.load(top_ks + row)
-    filtered = drawn & (
-        ((top_k > 0) & (top_k < vocab)) | (tl.load(top_ps + row) < 1.0) | (tl.load(min_ps + row) > 0.0)
-    )
-    to_log2 = tl.where(drawn, 1.4426950408889634 / tl.where(drawn, temperature, 1.0), 1.0)
+    filtered = drawn & (((top_k > 0) & (top_k < vocab)) | (tl.load(top_ps + row) < 1.0) | (tl.load(min_ps + row) > 0.0))
+    to_log2 = tl.where(drawn, tl.minimum(1.4426950408889634 / tl.where(drawn, temperature, 1.0), 1e30), 1.0)
     key = _philox_key(tl.load(seeds + row), tl.load(positions + row))
     lane = tl.arange(0, SUB_BLOCK)
     place = logits + wide_row * row_stride
@@ -350,14 +349,16 @@ def _rank_sub_blocks(sub_maxima, order, subs, k, SUBS: tl.constexpr):
 
 @triton.jit
 def _float_key(x):
-    """A float as an integer of the same order; the inverse of `_key_float`."""
-    bits = x.to(tl.int32, bitcast=True)
+    """A float as an integer of the same order, -0.0 and subnormals as 0.0; the inverse of `_key_float`."""
+    bits = tl.where(tl.abs(x) < 1.1754943508222875e-38, 0.0, x).to(tl.int32, bitcast=True)
     return bits ^ ((bits >> 31) & 0x7FFFFFFF)
 
 
 @triton.jit
 def _key_float(key):
-    return (key ^ ((key >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
+    """Key -1 would be -0.0, which no zero is above."""
+    value = (key ^ ((key >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
+    return tl.where(key == -1, -1.1754943508222875e-38, value)
 
 
 @triton.jit
@@ -453,7 +454,7 @@ def _choose_kernel(
         subs = blocks * 4
         sub_maxima += wide_row * subs
         order += wide_row * subs
-        to_log2 = 1.4426950408889634 / temperature
+        to_log2 = tl.minimum(1.4426950408889634 / temperature, 1e30)  # finite, as 0 * infinity is NaN
         philox_key = _philox_key(tl.load(seeds + row), tl.load(positions + row))
         mass_at = tl.load(masses + at, mask=here, other=0.0)
         total = tl.sum(mass_at * tl.exp2((chunk_maximum - maximum) * to_log2))
@@ -461,7 +462,7 @@ def _choose_kernel(
         top = _float_key(maximum)
         value = tl.load(place + token).to(tl.float32)
         candidate = _float_key(value)
-        kept_from = _float_key(tl.full([], float("-inf"), tl.float32))  # the lowest key that is kept so far
+        kept_from = _float_key(tl.full([], float("-inf"), tl.float32))  # the lowest kept key so far
         if min_p > 0.0:
             kept_from = _float_key(tl.minimum(maximum + tl.log2(min_p) / to_log2, maximum))
         if by_top_k:
@@ -519,11 +520,15 @@ def _choose_kernel(
             low = tl.maximum(low, _float_key(maximum + reach / to_log2))
             low = tl.minimum(low, top - 1)
             high = top
-        while candidate < high:
+        # Each round at least quarters the gap or draws from what is above low; the cap only makes a hang impossible.
+        rounds = 0
+        while (candidate < high) & (rounds < 256):
+            rounds += 1
             if candidate <= low:
                 token = _best_above(
                     place, sub_maxima, order, vocab, subs, philox_key, to_log2, _key_float(low), SUBS, TILE, FAST
                 )
+                token = tl.minimum(token, vocab - 1)
                 candidate = _float_key(tl.load(place + token).to(tl.float32))
             else:
                 gap = high.to(tl.int64) - low
@@ -534,10 +539,9 @@ def _choose_kernel(
                     place, sub_maxima, order, vocab, subs, maximum, to_log2, False,
                     _key_float(k0), _key_float(k1), _key_float(k2), _key_float(candidate), SUBS, TILE,
                 )  # fmt: skip
-                high_before = high
-                low = tl.maximum(low, tl.where((f0 >= target) & (k0 < high_before), k0, low))
-                low = tl.maximum(low, tl.where((f1 >= target) & (k1 < high_before), k1, low))
-                low = tl.maximum(low, tl.where((f2 >= target) & (k2 < high_before), k2, low))
+                low = tl.maximum(low, tl.where(f0 >= target, k0, low))
+                low = tl.maximum(low, tl.where(f1 >= target, k1, low))
+                low = tl.maximum(low, tl.where(f2 >= target, k2, low))
                 low = tl.maximum(low, tl.where(f3 >= target, candidate, low))
                 high = tl.minimum(high, tl.where(f0 < target, k0, high))
                 high = tl.minimum(high, tl.where(f1 < target, k1, high))

@@ -49,7 +49,7 @@ class Outliers(NamedTuple):
 
 
 def default_config(m: int, n: int, k: int, *, sms: int) -> GemmConfig:
-    """A stage is 16 to 48 KB, so that a multiprocessor keeps some 100 KB of loads in flight or on their way."""
+    """Stages of 16 to 48 KB; K is split while a wave (one or two programs a multiprocessor) has room for it."""
     if m <= 16:
         block_m, block_n, block_k, num_warps, num_stages = 16, 64, 256, 4, 4
     elif m <= 32:
@@ -61,7 +61,8 @@ def default_config(m: int, n: int, k: int, *, sms: int) -> GemmConfig:
     else:  # 256 x 128 spills registers where there are outliers
         block_m, block_n, block_k, num_warps, num_stages = 128, 256, 128, 8, 4
     tiles, splits = triton.cdiv(m, block_m) * triton.cdiv(n, block_n), 1
-    while tiles * splits <= sms and k >= 8 * block_k * splits:
+    resident = sms * (2 if num_stages * (block_m + block_n) * block_k <= 110_000 else 1)
+    while 2 * tiles * splits <= resident and k >= 8 * block_k * splits:
         splits *= 2
     return GemmConfig(
         block_m=block_m,
@@ -179,7 +180,7 @@ def _load_padded(pointers, mask):
 def _dot(a, b, acc, ON_GPU: tl.constexpr):
     if ON_GPU or b.dtype != tl.bfloat16:
         return tl.dot(a.to(b.dtype), b, acc, out_dtype=acc.dtype)
-    else:  # the interpreter multiplies a bf16's bits
+    else:  # noqa: RET505 -- the interpreter multiplies a bf16's bits
         return tl.dot(a.to(tl.float32), b.to(tl.float32), acc)
 
 

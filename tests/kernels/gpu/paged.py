@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from triton.runtime import interpreter
 
 from kernels.gpu.kv_cache import PagedKv, allocate_paged_kv
 
@@ -47,14 +46,3 @@ def paged(
         tables[row, :count] = free[start : start + count]
         start += count
     return Paged(kv=kv, block_tables=tables.to(device), rows=rows.to(device))
-
-
-def let_interpreted_loops_end_at_tensors(monkeypatch) -> None:
-    """Triton 3.6's interpreter takes int() of an array of one element for a loop's bound; NumPy 2.4 refuses that."""
-    patch = interpreter._patch_lang_tensor
-
-    def patched(tensor, scope) -> None:
-        patch(tensor, scope)
-        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
-
-    monkeypatch.setattr(interpreter, "_patch_lang_tensor", patched)

@@ -10,7 +10,7 @@ BOUND = {"fp8": 0.035, "int8": 0.03}
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-@pytest.mark.parametrize("rows, width", [(1, 1536), (3, 3000), (17, 96), (2, 1)])
+@pytest.mark.parametrize(("rows", "width"), [(1, 1536), (3, 3000), (17, 96), (2, 1)])
 def test_close_to_float64(device, relative_error, dtype, rows, width):
     gate_up = torch.randn(rows, 2 * width, dtype=dtype, device=device)
     out = torch.full((rows, width), float("nan"), dtype=dtype, device=device)
@@ -19,7 +19,7 @@ def test_close_to_float64(device, relative_error, dtype, rows, width):
 
 
 @pytest.mark.parametrize("kind", ["fp8", "int8"])
-@pytest.mark.parametrize("rows, width", [(1, 1536), (3, 3000), (17, 96)])
+@pytest.mark.parametrize(("rows", "width"), [(1, 1536), (3, 3000), (17, 96)])
 def test_quantized(device, relative_error, kind, rows, width):
     gate_up = torch.randn(rows, 2 * width, dtype=torch.bfloat16, device=device)
     out, expected = silu_mul(gate_up, quantize=kind), silu_mul_reference(gate_up)
@@ -39,7 +39,7 @@ def test_far_gates_are_zero_or_themselves(device):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("kind", [None, "fp8", "int8"])
-@pytest.mark.parametrize("rows, width", [(8192, 14336), (33, 28672), (1, 28672)])
+@pytest.mark.parametrize(("rows", "width"), [(8192, 14336), (33, 28672), (1, 28672)])
 def test_large_on_the_card(device, relative_error, kind, rows, width):
     gate_up = torch.randn(rows, 2 * width, dtype=torch.bfloat16, device=device)
     out = silu_mul(gate_up, quantize=kind)

@@ -36,8 +36,6 @@ def test_rows_in_bf16(m, n, k, device, relative_error):
 @pytest.mark.parametrize("path", ["triton", "widened", "rows", "tensor"])
 @pytest.mark.parametrize("m", [1, 3, 33])
 def test_paths_of_quantised_rows(path, m, device, relative_error):
-    if path in ("rows", "tensor") and device == "cpu":
-        pytest.skip("a product of cuBLAS")
     packed, bias = pack_fp8(torch.randn(64, 192, device=device)), torch.randn(64, device=device)
     x = quantize_rows(torch.randn(m, 192, dtype=torch.bfloat16, device=device), "fp8")
     out = fp8_matmul(x, packed, poisoned(m, 64, device), bias, path=path)

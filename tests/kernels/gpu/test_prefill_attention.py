@@ -4,15 +4,10 @@ import pytest
 import torch
 
 from kernels.gpu.prefill_attention import PrefillConfig, prefill_attention, prefill_attention_reference
-from tests.kernels.gpu.paged import let_interpreted_loops_end_at_tensors, paged
+from tests.kernels.gpu.paged import paged
 
 BF16 = 1e-2
 FP32 = 1e-5
-
-
-@pytest.fixture(autouse=True)
-def _interpreter(monkeypatch):
-    let_interpreted_loops_end_at_tensors(monkeypatch)
 
 
 def check(device, relative_error, chunks, contexts, heads, kv_heads, head_dim, block_size, dtype, config=None):

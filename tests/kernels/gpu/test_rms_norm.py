@@ -12,7 +12,7 @@ BOUND = {"fp8": 0.035, "int8": 0.03}
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-@pytest.mark.parametrize("rows, width", [(1, 576), (3, 4096), (17, 96), (1030, 64), (2, 1)])
+@pytest.mark.parametrize(("rows", "width"), [(1, 576), (3, 4096), (17, 96), (1030, 64), (2, 1)])
 @pytest.mark.parametrize("with_residual", [False, True])
 def test_close_to_float64(device, relative_error, dtype, rows, width, with_residual):
     x = torch.randn(rows, width, dtype=dtype, device=device)
@@ -27,7 +27,7 @@ def test_close_to_float64(device, relative_error, dtype, rows, width, with_resid
         assert torch.equal(residual, expected_residual)
 
 
-@pytest.mark.parametrize("rows_per_tile, tiles", [(1, 4), (4, 1), (2, 3)])
+@pytest.mark.parametrize(("rows_per_tile", "tiles"), [(1, 4), (4, 1), (2, 3)])
 def test_any_tiling_gives_the_same_bits(device, rows_per_tile, tiles):
     x, weight = torch.randn(13, 200, device=device), torch.randn(200, device=device)
     config = RmsNormConfig(rows_per_tile=rows_per_tile, tiles_per_program=tiles, num_warps=4)
@@ -43,7 +43,7 @@ def test_strided_rows(device, relative_error):
 
 
 @pytest.mark.parametrize("kind", ["fp8", "int8"])
-@pytest.mark.parametrize("rows, width", [(1, 576), (3, 4096), (17, 96)])
+@pytest.mark.parametrize(("rows", "width"), [(1, 576), (3, 4096), (17, 96)])
 def test_quantized_rows_stand_for_the_norm(device, relative_error, kind, rows, width):
     x = torch.randn(rows, width, dtype=torch.bfloat16, device=device)
     residual, weight = torch.randn_like(x), torch.randn(width, device=device)
@@ -65,7 +65,8 @@ def test_quantize_rows(device, kind):
     out, wanted = quantize_rows(x, kind), quantize_rows_reference(x, kind)
     assert torch.allclose(out.scale, wanted.scale, rtol=1e-6)
     assert (out.data.float() != wanted.data.float()).float().mean() < 0.01
-    assert out.data[2].float().abs().max() == 0 and out.scale[2] == 1
+    assert out.data[2].float().abs().max() == 0
+    assert out.scale[2] == 1
 
 
 def test_int8_rounds_half_to_even(device):
@@ -84,7 +85,7 @@ def test_a_row_with_a_bad_element_has_scale_nan(device, kind, bad):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("kind", [None, "fp8", "int8"])
-@pytest.mark.parametrize("rows, width", [(8192, 4096), (257, 8192), (33, 16384)])
+@pytest.mark.parametrize(("rows", "width"), [(8192, 4096), (257, 8192), (33, 16384)])
 def test_large_on_the_card(device, relative_error, kind, rows, width):
     x = torch.randn(rows, width, dtype=torch.bfloat16, device=device)
     residual, weight = torch.randn_like(x), torch.randn(width, device=device)

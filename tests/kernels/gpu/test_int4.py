@@ -1,0 +1,226 @@
+"""4-bit integer weights on a GPU: layout, checkpoints of GPTQ and AWQ, one-row, several-row and dequantised products."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from kernels.gpu.four_bit_gemm import GemmConfig, four_bit_gemm, four_bit_gemm_reference
+from kernels.gpu.four_bit_gemv import GemvConfig, Norm, four_bit_gemv_reference
+from kernels.gpu.int4 import (
+    awq_codes,
+    dequantize_int4,
+    gptq_codes,
+    int4_gemm,
+    int4_gemv,
+    int4_matmul,
+    pack_checkpoint,
+    pack_int4,
+    unpack_int4,
+)
+from tests.kernels.gpu.four_bit_weights import activations, dense, poisoned, random_int4
+
+BOUND = 5e-3
+
+
+@pytest.mark.parametrize(("n", "k", "group"), [(3, 32, 32), (130, 192, 64), (64, 256, 128), (16, 512, 256), (5, 200, 200)])
+@pytest.mark.parametrize("zeros", [False, True])
+def test_unpack_returns_what_pack_was_given(n: int, k: int, group: int, zeros: bool, device: str) -> None:
+    codes = torch.randint(0, 16, (n, k), dtype=torch.uint8, device=device)
+    scales = torch.rand(n, k // group, device=device).to(torch.bfloat16)
+    offsets = torch.randint(0, 17, scales.shape, device=device) if zeros else torch.full(scales.shape, 8, device=device)
+    packed = pack_int4(codes, scales, offsets)
+    back = unpack_int4(packed)
+    assert torch.equal(back.codes, codes)
+    assert torch.equal(back.scales, scales)
+    assert torch.equal(back.zeros.long(), offsets)
+    assert (packed.zeros is not None) == zeros
+
+
+def test_groups_that_no_kernel_takes_are_refused(device: str) -> None:
+    with pytest.raises(ValueError, match="groups of 48"):
+        random_int4(8, 96, 48, device, zeros=False)
+
+
+def _word_of(nibbles: list[int]) -> int:
+    """Bit by bit, as a signed 32-bit word."""
+    word = 0
+    for i, nibble in enumerate(nibbles):
+        for bit in range(4):
+            if nibble >> bit & 1:
+                word |= 1 << (4 * i + bit)
+    return word - (1 << 32) if word >= 1 << 31 else word
+
+
+def _gptq_tensors(codes: Tensor, zeros: Tensor, v1: bool) -> tuple[Tensor, Tensor]:
+    """qweight [K / 8, N] and qzeros [groups, N / 8] of codes [N, K] and zeros [N, groups], as AutoGPTQ packs them."""
+    (n, k), groups = codes.shape, zeros.shape[1]
+    qweight = [[_word_of([int(codes[col, 8 * row + i]) for i in range(8)]) for col in range(n)] for row in range(k // 8)]
+    stored = (zeros - int(v1)).tolist()
+    qzeros = [[_word_of([stored[8 * c + i][g] for i in range(8)]) for c in range(n // 8)] for g in range(groups)]
+    return torch.tensor(qweight, dtype=torch.int32), torch.tensor(qzeros, dtype=torch.int32)
+
+
+@pytest.mark.parametrize(("v1", "act_order"), [(True, True), (False, False)])
+def test_a_gptq_checkpoint_keeps_its_weights(v1: bool, act_order: bool, device: str, relative_error) -> None:  # noqa: ANN001
+    n, k, group = 24, 128, 32
+    codes, zeros = torch.randint(0, 16, (n, k)), torch.randint(int(v1), 16 + int(v1), (n, k // group))
+    scales = (torch.rand(k // group, n) * 0.1).to(torch.float16)
+    g_idx = torch.arange(k) // group
+    if act_order:
+        g_idx = g_idx[torch.randperm(k)]
+    qweight, qzeros = _gptq_tensors(codes, zeros, v1)
+    expected = torch.empty(n, k, dtype=torch.float64)
+    for row in range(n):
+        for col in range(k):
+            g = int(g_idx[col])
+            expected[row, col] = (int(codes[row, col]) - int(zeros[row, g])) * float(scales[g, row])
+    tensors = (t.to(device) for t in (qweight, qzeros, scales, g_idx.to(torch.int32)))
+    packed = pack_checkpoint(gptq_codes(*tensors, v1=v1))
+    assert (packed.input_order is not None) == act_order
+    assert relative_error(dense(packed), expected) < 1e-12
+    assert relative_error(dequantize_int4(packed), expected) < BOUND
+    for m in (1, 3):
+        x = activations(m, k, device)
+        assert relative_error(int4_matmul(x, packed), x.double().cpu() @ expected.T) < BOUND
+
+
+def test_an_awq_checkpoint_keeps_its_weights(device: str) -> None:
+    n, k, group = 24, 64, 32
+    codes, zeros = torch.randint(0, 16, (n, k)), torch.randint(0, 16, (n, k // group))
+    scales = (torch.rand(k // group, n) * 0.1).to(torch.float16)
+    at = [0, 4, 1, 5, 2, 6, 3, 7]  # the nibble that holds column j of eight
+
+    def interleaved(columns: list[int]) -> int:
+        nibbles = [0] * 8
+        for j, value in enumerate(columns):
+            nibbles[at[j]] = value
+        return _word_of(nibbles)
+
+    def words(rows: Tensor) -> Tensor:
+        return torch.tensor(
+            [[interleaved(row[8 * c : 8 * c + 8]) for c in range(n // 8)] for row in rows.T.tolist()], dtype=torch.int32
+        )
+
+    taken = awq_codes(words(codes).to(device), words(zeros).to(device), scales.to(device))
+    assert torch.equal(taken.codes.cpu().long(), codes)
+    assert torch.equal(taken.zeros.cpu().long(), zeros)
+    assert torch.equal(taken.scales.cpu(), scales.T)
+
+
+@pytest.mark.parametrize(
+    ("n", "k", "group", "zeros"),
+    [(40, 256, 128, False), (40, 256, 128, True), (7, 192, 64, True), (9, 96, 32, True), (5, 200, 200, True)],
+)
+def test_dequantize_writes_every_weight(
+    n: int, k: int, group: int, zeros: bool, device: str, relative_error  # noqa: ANN001
+) -> None:
+    packed = random_int4(n, k, group, device, zeros=zeros)
+    out = poisoned(n, k, device)
+    assert dequantize_int4(packed, out) is out
+    assert relative_error(out, dense(packed)) < BOUND
+
+
+@pytest.mark.parametrize("config", [GemvConfig(rows=16, quads=8, warps=1), GemvConfig(rows=8, quads=32, warps=2)])
+@pytest.mark.parametrize(
+    ("n", "k", "group", "zeros"),
+    [(18, 256, 128, False), (18, 512, 256, True), (7, 192, 64, True), (9, 96, 32, False), (9, 96, 32, True), (5, 200, 200, True)],
+)
+def test_one_row(
+    n: int, k: int, group: int, zeros: bool, config: GemvConfig, device: str, relative_error  # noqa: ANN001
+) -> None:
+    packed, x, out = random_int4(n, k, group, device, zeros=zeros), activations(1, k, device), poisoned(1, n, device)
+    bias = torch.randn(n, device=device)
+    int4_gemv(x, packed, out, bias=bias, config=config)
+    assert relative_error(out, four_bit_gemv_reference(x, dense(packed), bias=bias)) < BOUND
+
+
+@pytest.mark.parametrize("zeros", [False, True])
+@pytest.mark.parametrize("order", [False, True])
+def test_one_row_after_a_norm_gated(zeros: bool, order: bool, device: str, relative_error) -> None:  # noqa: ANN001
+    k = 384
+    packed, x = random_int4(22, k, 64, device, zeros=zeros, order=order), activations(1, k, device)
+    norm = Norm(weight=torch.rand(k, device=device) + 0.5, eps=1e-5)
+    out = poisoned(1, 11, device)
+    int4_gemv(x, packed, out, norm=norm, gated=True, config=GemvConfig(rows=16, quads=8, warps=1))
+    assert relative_error(out, four_bit_gemv_reference(x, dense(packed), norm=norm, gated=True)) < BOUND
+
+
+def test_one_row_onto_the_residual_in_place(device: str, relative_error) -> None:  # noqa: ANN001
+    packed, x = random_int4(19, 256, 128, device, zeros=False), activations(1, 256, device)
+    residual = activations(1, 19, device)
+    expected = four_bit_gemv_reference(x, dense(packed), residual=residual)
+    int4_gemv(x, packed, residual, residual=residual)
+    assert relative_error(residual, expected) < BOUND
+
+
+def test_one_row_takes_large_activations(device: str, relative_error) -> None:  # noqa: ANN001
+    packed, x = random_int4(16, 256, 128, device, zeros=False), activations(1, 256, device)
+    x[0, 77] = 30000.0
+    assert relative_error(int4_gemv(x, packed), four_bit_gemv_reference(x, dense(packed))) < BOUND
+
+
+def test_two_rows_are_not_one(device: str) -> None:
+    packed = random_int4(16, 128, 128, device, zeros=False)
+    with pytest.raises(ValueError, match="one row"):
+        int4_gemv(activations(2, 128, device), packed)
+
+
+@pytest.mark.parametrize(
+    ("m", "n", "k", "group", "zeros"),
+    [(2, 40, 256, 128, False), (17, 33, 256, 256, True), (3, 64, 192, 64, True), (5, 9, 96, 32, True), (3, 5, 200, 200, True)],
+)
+def test_several_rows(
+    m: int, n: int, k: int, group: int, zeros: bool, device: str, relative_error  # noqa: ANN001
+) -> None:
+    packed, x, out = random_int4(n, k, group, device, zeros=zeros), activations(m, k, device), poisoned(m, n, device)
+    bias = torch.randn(n, device=device)
+    int4_gemm(x, packed, out, bias)
+    assert relative_error(out, four_bit_gemm_reference(x, dense(packed), bias)) < BOUND
+
+
+@pytest.mark.parametrize("m", [1, 3, 260])
+def test_every_path_of_the_dispatch(m: int, device: str, relative_error) -> None:  # noqa: ANN001
+    packed, x = random_int4(10, 128, 64, device, zeros=True, order=True), activations(m, 128, device)
+    bias = torch.randn(10, device=device)
+    assert relative_error(int4_matmul(x, packed, bias=bias), four_bit_gemm_reference(x, dense(packed), bias)) < BOUND
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("n", "k"), [(6144, 4096), (4096, 14336), (1000, 2048)])
+@pytest.mark.parametrize("group", [128, 64, 32])
+@pytest.mark.parametrize("zeros", [False, True])
+def test_one_row_of_a_large_layer(n: int, k: int, group: int, zeros: bool, relative_error) -> None:  # noqa: ANN001
+    packed, x, out = random_int4(n, k, group, "cuda", zeros=zeros), activations(1, k, "cuda"), poisoned(1, n, "cuda")
+    norm = Norm(weight=torch.rand(k, device="cuda") + 0.5, eps=1e-5)
+    assert relative_error(int4_gemv(x, packed, out), four_bit_gemv_reference(x, dense(packed))) < BOUND
+    int4_gemv(x, packed, out, norm=norm)
+    assert relative_error(out, four_bit_gemv_reference(x, dense(packed), norm=norm)) < BOUND
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("m", [2, 8, 17, 64, 100, 256, 300])
+@pytest.mark.parametrize(("n", "k", "group"), [(4096, 4096, 128), (1000, 2048, 64), (6144, 1536, 32)])
+@pytest.mark.parametrize("zeros", [False, True])
+def test_several_rows_of_a_large_layer(
+    m: int, n: int, k: int, group: int, zeros: bool, relative_error  # noqa: ANN001
+) -> None:
+    packed, x, bias = random_int4(n, k, group, "cuda", zeros=zeros), activations(m, k, "cuda"), torch.randn(n).cuda()
+    expected = four_bit_gemm_reference(x, dense(packed), bias)
+    for _ in range(2):  # the second finds the counters of split products set back
+        out = poisoned(m, n, "cuda")
+        int4_gemm(x, packed, out, bias)
+        assert relative_error(out, expected) < BOUND
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("config", [
+    GemmConfig(n=64, m=8, split=4, warps=4, stages=5),
+    GemmConfig(n=64, m=32, split=3, warps=4, stages=3),
+    GemmConfig(n=128, m=64, split=1, warps=4, stages=4),
+    GemmConfig(n=128, m=16, split=2, warps=8, stages=4),
+    GemmConfig(n=256, m=128, split=1, warps=8, stages=4),
+])  # fmt: skip
+def test_tiles_of_several_rows(config: GemmConfig, relative_error) -> None:  # noqa: ANN001
+    packed, x, out = random_int4(768, 2048, 128, "cuda", zeros=True), activations(8, 2048, "cuda"), poisoned(8, 768, "cuda")
+    four_bit_gemm(x, packed, out, config=config)
+    assert relative_error(out, four_bit_gemm_reference(x, dense(packed))) < BOUND
