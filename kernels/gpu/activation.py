@@ -53,9 +53,12 @@ def silu_mul(
             raise ValueError(f"a row of 8-bit outputs is at most {MAX_QUANTIZED_WIDTH} wide, not {width}")
         quantized = empty_quantized_rows(rows, width, quantize, gate_up.device) if out is None else out
         assert isinstance(quantized, QuantizedRows)
-        result, product, scale = quantized, quantized.data, quantized.scale
+        product, scale = quantized.data, quantized.scale
     else:
-        result = product = scale = gate_up.new_empty(rows, width) if out is None else out
+        plain = gate_up.new_empty(rows, width) if out is None else out
+        assert isinstance(plain, Tensor)
+        product = scale = plain
+    result = plain if quantize is None else quantized
     if rows == 0:
         return result
     config = config or default_config(rows, width, quantize)

@@ -16,21 +16,23 @@ from torch import Tensor
 
 from kernels.packing import NF4_TABLE
 
+LANES = 32
 INT4_UNIT = tl.constexpr(64.0)
 NF4_UNIT = tl.constexpr(8.0)
 """What the pair products below are multiplied by at the end"""
 
 
 def nf4_registers(device: torch.device) -> Tensor:
-    """[16] int32: low then high bytes of the table / 8 in fp16, four entries a word, then the same in bf16.
+    """[16, 32] int32: low then high bytes of the table / 8 in fp16, four entries a word, then the same in bf16.
 
-    Loaded by the kernels, because ptxas moves constants to a register again for every prmt (8 more of 36 a word).
+    Each 32 times, one a lane: what ptxas knows to be uniform (constants, loads from one address) it keeps in uniform
+    registers and moves to a lane's again for every prmt, 8 more instructions of 36 a word.
     """
     words = []
     for values, dtype in ((tuple(v / 8 for v in NF4_TABLE), torch.float16), (NF4_TABLE, torch.bfloat16)):
         halves = torch.tensor(values).to(dtype).view(torch.uint8).view(16, 2)
         words.append(halves.T.contiguous().view(torch.int32).flatten())
-    return torch.cat(words).to(device)
+    return torch.cat(words)[:, None].repeat(1, LANES).to(device)
 
 
 def _lookup(word: str, out: str, first: int) -> str:
@@ -77,6 +79,7 @@ _INT4_SETUP = ".reg .b32 t, low, high; mov.b32 low, 0xcc08cc08; mov.b32 high, 0x
 _NF4_SETUP = ".reg .b32 s, m, a, b, c, d;\n"
 _END = "mov.b32 {i, j}, r; cvt.f32.f16 f, i; cvt.f32.f16 g, j; add.f32 $0, f, g; }"
 _START = "{ .reg .b32 v<4>, r; .reg .b16 i, j; .reg .f32 f, g; mov.b32 r, 0;\n"
+
 
 def _gemv_asm(setup: str, decode: list[str], operands: list[list[int]]) -> str:
     return _START + setup + "".join(d + "\n" + _sums(x) + "\n" for d, x in zip(decode, operands, strict=True)) + _END
@@ -137,13 +140,29 @@ def value(codes, NF4: tl.constexpr):
 def _nf4_value(q):
     low = tl.where(
         q < 4,
-        tl.where(q < 2, tl.where(q == 0, -1.0, -0.6961928009986877), tl.where(q == 2, -0.5250730514526367, -0.39491748809814453)),
-        tl.where(q < 6, tl.where(q == 4, -0.28444138169288635, -0.18477343022823334), tl.where(q == 6, -0.09105003625154495, 0.0)),
+        tl.where(
+            q < 2,
+            tl.where(q == 0, -1.0, -0.6961928009986877),
+            tl.where(q == 2, -0.5250730514526367, -0.39491748809814453),
+        ),
+        tl.where(
+            q < 6,
+            tl.where(q == 4, -0.28444138169288635, -0.18477343022823334),
+            tl.where(q == 6, -0.09105003625154495, 0.0),
+        ),
     )
     high = tl.where(
         q < 12,
-        tl.where(q < 10, tl.where(q == 8, 0.07958029955625534, 0.16093020141124725), tl.where(q == 10, 0.24611230194568634, 0.33791524171829224)),
-        tl.where(q < 14, tl.where(q == 12, 0.44070982933044434, 0.5626170039176941), tl.where(q == 14, 0.7229568362236023, 1.0)),
+        tl.where(
+            q < 10,
+            tl.where(q == 8, 0.07958029955625534, 0.16093020141124725),
+            tl.where(q == 10, 0.24611230194568634, 0.33791524171829224),
+        ),
+        tl.where(
+            q < 14,
+            tl.where(q == 12, 0.44070982933044434, 0.5626170039176941),
+            tl.where(q == 14, 0.7229568362236023, 1.0),
+        ),
     )
     return tl.where(q < 8, low, high)
 
@@ -160,16 +179,12 @@ def fp16_pair(low, high, ASM: tl.constexpr):
 
 
 @triton.jit
-def load_table(table, first: tl.constexpr, NF4: tl.constexpr):
-    """Eight registers of nf4_registers, from `first`; nothing for integers."""
+def load_table(table, first: tl.constexpr, lane, NF4: tl.constexpr):
+    """Eight registers of nf4_registers, from `first`, the copies of `lane`; nothing for integers."""
     if NF4:
-        low = (tl.load(table + first), tl.load(table + first + 1), tl.load(table + first + 2), tl.load(table + first + 3))
-        high = (
-            tl.load(table + first + 4),
-            tl.load(table + first + 5),
-            tl.load(table + first + 6),
-            tl.load(table + first + 7),
-        )
+        at = table + first * 32 + lane
+        low = (tl.load(at), tl.load(at + 32), tl.load(at + 64), tl.load(at + 96))
+        high = (tl.load(at + 128), tl.load(at + 160), tl.load(at + 192), tl.load(at + 224))
         return low + high
     else:  # noqa: RET505 - the compiler wants one return type a branch taken
         return (0,)
@@ -197,7 +212,9 @@ def one_word(word, x, table, NF4: tl.constexpr, ASM: tl.constexpr):
             is_pure=True,
             pack=1,
         )
-    total = _pair(word, x[0], 0, NF4) + _pair(word, x[1], 1, NF4) + _pair(word, x[2], 2, NF4) + _pair(word, x[3], 3, NF4)
+    total = (
+        _pair(word, x[0], 0, NF4) + _pair(word, x[1], 1, NF4) + _pair(word, x[2], 2, NF4) + _pair(word, x[3], 3, NF4)
+    )
     return total / (NF4_UNIT if NF4 else INT4_UNIT)
 
 
@@ -249,15 +266,14 @@ def bf16_values(words, scale, zero, table, NF4: tl.constexpr, ZEROS: tl.constexp
                 [words, twice, table[0], table[1], table[2], table[3], table[4], table[5], table[6], table[7]],
                 dtype=types, is_pure=True, pack=1,
             )  # fmt: skip
-        elif ZEROS:
+        if ZEROS:
             offset = 0x43084308 + zero.to(tl.int32) * 0x00010001
             return tl.inline_asm_elementwise(
                 BF16_INT4_ZEROS, HALVES_ZEROS_CONSTRAINTS, [words, twice, offset], dtype=types, is_pure=True, pack=1
             )
-        else:
-            return tl.inline_asm_elementwise(
-                BF16_INT4, HALVES_CONSTRAINTS, [words, twice], dtype=types, is_pure=True, pack=1
-            )
+        return tl.inline_asm_elementwise(
+            BF16_INT4, HALVES_CONSTRAINTS, [words, twice], dtype=types, is_pure=True, pack=1
+        )
     return (
         _bf16(words, scale, zero, 0, 0, NF4), _bf16(words, scale, zero, 0, 1, NF4),
         _bf16(words, scale, zero, 1, 0, NF4), _bf16(words, scale, zero, 1, 1, NF4),

@@ -50,17 +50,16 @@ def _dequantize(
     held = tl.minimum(n, N - 1).to(tl.int64)
     inside = (word < row_words)[None, :]
     tile = tl.load(words + held[:, None] * row_words + word[None, :], mask=inside, other=0)
-    if GROUP == 128:
-        group = word // 16 // group_blocks
-    else:
-        group = word // 16 * (128 // GROUP) + word % 4 * 32 // GROUP
+    group = word // 16 // group_blocks if GROUP == 128 else word // 16 * (128 // GROUP) + word % 4 * 32 // GROUP
     at = held[:, None] * groups + group[None, :]
     scale = tl.load(scales + at, mask=inside, other=0.0).to(tl.float32)
     zero = tl.zeros([ROWS, WORDS], tl.float32)
     if ZEROS:
         zero = tl.load(zeros + at, mask=inside, other=0).to(tl.float32)
-    v = bf16_values(tile, scale, zero, load_table(registers, 8, NF4), NF4, ZEROS, ASM)
-    values = tl.join(tl.join(tl.join(v[0], v[1]), tl.join(v[2], v[3])), tl.join(tl.join(v[4], v[5]), tl.join(v[6], v[7])))
+    v = bf16_values(tile, scale, zero, load_table(registers, 8, 0, NF4), NF4, ZEROS, ASM)
+    values = tl.join(
+        tl.join(tl.join(v[0], v[1]), tl.join(v[2], v[3])), tl.join(tl.join(v[4], v[5]), tl.join(v[6], v[7]))
+    )
     # [ROWS, block, t, u, e, p % 2, p / 2] -> [ROWS, block, u, p / 2, p % 2, t, e]
     values = tl.reshape(values, [ROWS, BLOCKS, 4, 4, 2, 2, 2])
     values = tl.reshape(tl.permute(values, (0, 1, 3, 6, 5, 2, 4)), [ROWS, BLOCKS * 128])

@@ -40,7 +40,8 @@ def default_config(m: int, n: int, k: int) -> GemmConfig:
     if tile_m > 64:
         return GemmConfig(n=128, m=tile_m, split=1, warps=8, stages=4 if tile_m == 128 else 3)
     tiles, split = -(-n // 64), 1
-    while tiles * split < 2 * 132 and k // 128 >= 8 * split:
+    most = 8 if tile_m <= 32 else 4  # the last to arrive holds a register of every part
+    while tiles * split < 2 * 132 and split < most and k // 128 >= 8 * split:
         split *= 2
     return GemmConfig(n=64, m=tile_m, split=split, warps=4, stages=6 if tile_m <= 32 else 4)
 
@@ -53,7 +54,10 @@ def four_bit_gemm(
     *,
     config: GemmConfig | None = None,
 ) -> Tensor:
-    """[M, K] bf16, contiguous -> [M, N] bf16; bias [N] fp32."""
+    """[M, K] bf16, contiguous -> [M, N] bf16; bias [N] fp32.
+
+    Raises ValueError for tiles that do not divide the padded rows of the weight.
+    """
     if packed.input_order is not None:
         x = x.index_select(1, packed.input_order)
     m, k = x.shape
@@ -71,6 +75,8 @@ def four_bit_gemm(
     from kernels.gpu.four_bit_gemm_hopper import gemm_hopper
 
     config = config or default_config(m, n, k)
+    if packed.rows % config.n:
+        raise ValueError(f"tiles of {config.n} rows do not divide {packed.rows}")
     tiles_m = triton.cdiv(m, config.m)
     split = config.split
     parts = torch.empty(split, m, n, dtype=torch.float32, device=x.device) if split > 1 else None
@@ -125,10 +131,7 @@ def _gemm(
     acc = tl.zeros([BN, BM], tl.float32)
     for block in range(BLOCKS):
         tile = tl.load(words + held[:, None] * (BLOCKS * 16) + (block * 16 + word)[None, :])
-        if GROUP == 128:
-            group = word * 0 + block // group_blocks
-        else:
-            group = block * (128 // GROUP) + u * 32 // GROUP
+        group = word * 0 + block // group_blocks if GROUP == 128 else block * (128 // GROUP) + u * 32 // GROUP
         at = held[:, None] * groups + group[None, :]
         scale = tl.load(scales + at).to(tl.float32)
         zero = tl.zeros([BN, 16], tl.float32)

@@ -1,4 +1,4 @@
-"""Several rows times 4-bit weights on Hopper's tensor cores, in Gluon: weights decoded into registers, never stored back.
+"""Several rows times 4-bit weights on Hopper's tensor cores, in Gluon, weights decoded into registers.
 
 out^T [BN, BM] = W [BN, 128] x^T [128, BM] a step: words and activations come by cp.async, STAGES steps ahead; a lane
 reads its 16 bytes of a row, decodes them to the 32 bf16 that wgmma wants of it as the A operand (the layout of
@@ -57,9 +57,7 @@ def _decode(
             BF16_INT4_ZEROS, HALVES_ZEROS_CONSTRAINTS, [words, scale, offset], dtype=types, is_pure=True, pack=1
         )
     else:
-        v = gl.inline_asm_elementwise(
-            BF16_INT4, HALVES_CONSTRAINTS, [words, scale], dtype=types, is_pure=True, pack=1
-        )
+        v = gl.inline_asm_elementwise(BF16_INT4, HALVES_CONSTRAINTS, [words, scale], dtype=types, is_pure=True, pack=1)
     p0 = gl.join(v[0], v[1])
     p1 = gl.join(v[2], v[3])
     p2 = gl.join(v[4], v[5])
@@ -78,9 +76,7 @@ def _twice(values):
 
 
 @gluon.jit
-def _scales_at(
-    scales, zeros, rows, u, block, groups, group_blocks, ZEROS: gl.constexpr, GROUP: gl.constexpr
-):
+def _scales_at(scales, zeros, rows, u, block, groups, group_blocks, ZEROS: gl.constexpr, GROUP: gl.constexpr):
     """Scales and zeros of a block, [BN, 1] or, where it has several groups, [BN, 16]."""
     if GROUP == 128:
         at = gl.expand_dims(rows * groups + block // group_blocks, 1)
@@ -136,10 +132,9 @@ def gemm_hopper(
         )
     table = (0,)
     if NF4:
-        table = (
-            gl.load(registers + 8), gl.load(registers + 9), gl.load(registers + 10), gl.load(registers + 11),
-            gl.load(registers + 12), gl.load(registers + 13), gl.load(registers + 14), gl.load(registers + 15),
-        )  # fmt: skip
+        at = registers + 8 * 32
+        low = (gl.load(at), gl.load(at + 32), gl.load(at + 64), gl.load(at + 96))
+        table = low + (gl.load(at + 128), gl.load(at + 160), gl.load(at + 192), gl.load(at + 224))
     # weights are nobody's output: their first copies are asked for before the kernel before has ended
     for s in gl.static_range(STAGES - 2):
         async_copy.async_copy_global_to_shared(
@@ -187,6 +182,7 @@ def gemm_hopper(
         running = warpgroup_mma(weights, x_buffers.index(i % STAGES).permute((1, 0)), done, is_async=True)
     acc = warpgroup_mma_wait(num_outstanding=0, deps=(running,))
     async_copy.wait_group(0)
+    gl.thread_barrier()  # the buffers become the scratch of what follows, and another warpgroup may still read them
 
     n = n_tile * BN + gl.arange(0, BN, gl.SliceLayout(1, mma))
     m = m_tile * BM + gl.arange(0, BM, gl.SliceLayout(0, mma))
@@ -207,4 +203,13 @@ def gemm_hopper(
     if last:
         if BIAS:
             acc += gl.load(bias + n, mask=n < N, other=0.0)[:, None]
-        gl.store(out + at, acc.to(gl.bfloat16), mask=ok)
+        # neighbours in n of a row of out lie in eight lanes; through shared memory they leave as 16 bytes
+        wide: gl.constexpr = gl.BlockedLayout([8, 1], [8, 4], [1, num_warps], [0, 1])
+        values = gl.convert_layout(acc.to(gl.bfloat16), wide)
+        n_wide = n_tile * BN + gl.arange(0, BN, gl.SliceLayout(1, wide))
+        m_wide = m_tile * BM + gl.arange(0, BM, gl.SliceLayout(0, wide))
+        gl.store(
+            out + m_wide.to(gl.int64)[None, :] * N + n_wide[:, None],
+            values,
+            mask=(n_wide < N)[:, None] & (m_wide < M)[None, :],
+        )

@@ -37,9 +37,10 @@ class GemvConfig:
 
 
 def default_config(n: int, k: int) -> GemvConfig:
-    """A tile of K = 4096 (a row of 4096 at once), fewer rows where there are few."""
-    quads = min(128, triton.next_power_of_2(-(-k // 128) * 4))
-    return GemvConfig(rows=8 if n > 8192 else 4, quads=quads, warps=max(1, min(4, quads // 32)))
+    """Tiles of up to K = 4096 that divide the row, where one does; fewer rows where there are few."""
+    row_quads = -(-k // 128) * 4
+    quads = next((q for q in (128, 64, 32) if row_quads % q == 0), min(64, triton.next_power_of_2(row_quads)))
+    return GemvConfig(rows=8 if n > 8192 else 4, quads=quads, warps=max(1, quads // 32))
 
 
 def four_bit_gemv(
@@ -213,9 +214,7 @@ def _row_sums(
     right = two_words(w2, w3, x[2], x[3], table, NF4, ASM)
     if GROUP == 64:
         total = _scaled(left, xsum[0] + xsum[1], row, 2 * block, inside, groups, scales, zeros, UNIT, ZEROS, EVEN)
-        total += _scaled(
-            right, xsum[2] + xsum[3], row, 2 * block + 1, inside, groups, scales, zeros, UNIT, ZEROS, EVEN
-        )
+        total += _scaled(right, xsum[2] + xsum[3], row, 2 * block + 1, inside, groups, scales, zeros, UNIT, ZEROS, EVEN)
         return total
     group = block // group_blocks
     xall = (xsum[0] + xsum[1]) + (xsum[2] + xsum[3])
@@ -240,7 +239,7 @@ def _gemv(
     tile = _words(words, held, 0, row_quads * 4, QUADS, EVEN)
     if GATED:
         tile_up = _words(words, held + N, 0, row_quads * 4, QUADS, EVEN)
-    table = load_table(registers, 0, NF4)
+    table = load_table(registers, 0, (lane % 32)[None, :], NF4)
     if PDL:
         tl.extra.cuda.gdc_wait()
     total = tl.zeros([ROWS, QUADS], tl.float32)

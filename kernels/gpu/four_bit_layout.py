@@ -43,7 +43,7 @@ class PackedFourBit:
     input_order: Tensor | None
     """[K] int32: column k of the words is column input_order[k] of the weight; None for the weight's own order"""
     table: Tensor | None
-    """[16] int32 registers of NormalFloat's values (four_bit_decode.nf4_registers); None for integers"""
+    """[16, 32] int32 registers of NormalFloat's values (four_bit_decode.nf4_registers); None for integers"""
     arrivals: Tensor
     """[rows / 32] int32 zeros, which split products of this weight count up and set back"""
 
@@ -66,7 +66,6 @@ class PackedFourBit:
 
 def pack_words(codes: Tensor, pairs: Pairs, padding: int) -> Tensor:
     """[N, K] uint8 codes 0..15 -> [rows, blocks * 16] int32; padding is the code past N and K."""
-    n, k = codes.shape
     codes = pad_to(pad_to(codes.to(torch.int32) - padding, 0, ROW_MULTIPLE), 1, BLOCK) + padding
     rows, width = codes.shape
     # [rows, blocks, u, p, t, e] -> [rows, blocks, t, u, p, e]

@@ -20,9 +20,7 @@ def path_of(rows: int) -> Literal["gemv", "gemm", "dequantize"]:
     return "gemm" if rows <= LARGEST_FUSED else "dequantize"
 
 
-def four_bit_matmul(
-    x: Tensor, packed: PackedFourBit, out: Tensor | None = None, bias: Tensor | None = None
-) -> Tensor:
+def four_bit_matmul(x: Tensor, packed: PackedFourBit, out: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
     """[M, K] bf16 -> [M, N] bf16; bias [N] fp32."""
     path = path_of(x.shape[0])
     if path == "gemv":

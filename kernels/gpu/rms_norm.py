@@ -64,9 +64,12 @@ def rms_norm(
     if quantize is not None:
         quantized = empty_quantized_rows(rows, width, quantize, x.device) if out is None else out
         assert isinstance(quantized, QuantizedRows)
-        result, normed, scale = quantized, quantized.data, quantized.scale
+        normed, scale = quantized.data, quantized.scale
     else:
-        result = normed = scale = torch.empty_like(x) if out is None else out
+        plain = torch.empty_like(x) if out is None else out
+        assert isinstance(plain, Tensor)
+        normed = scale = plain
+    result = plain if quantize is None else quantized
     if rows == 0:
         return result
     config = config or default_config(rows, width)

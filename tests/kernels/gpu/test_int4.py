@@ -1,4 +1,4 @@
-"""4-bit integer weights on a GPU: layout, checkpoints of GPTQ and AWQ, one-row, several-row and dequantised products."""
+"""4-bit integer weights on a GPU: layout, checkpoints of GPTQ and AWQ, products of one row and of several."""
 
 import pytest
 import torch
@@ -22,7 +22,9 @@ from tests.kernels.gpu.four_bit_weights import activations, dense, poisoned, ran
 BOUND = 5e-3
 
 
-@pytest.mark.parametrize(("n", "k", "group"), [(3, 32, 32), (130, 192, 64), (64, 256, 128), (16, 512, 256), (5, 200, 200)])
+@pytest.mark.parametrize(
+    ("n", "k", "group"), [(3, 32, 32), (130, 192, 64), (64, 256, 128), (16, 512, 256), (5, 200, 200)]
+)
 @pytest.mark.parametrize("zeros", [False, True])
 def test_unpack_returns_what_pack_was_given(n: int, k: int, group: int, zeros: bool, device: str) -> None:
     codes = torch.randint(0, 16, (n, k), dtype=torch.uint8, device=device)
@@ -54,14 +56,16 @@ def _word_of(nibbles: list[int]) -> int:
 def _gptq_tensors(codes: Tensor, zeros: Tensor, v1: bool) -> tuple[Tensor, Tensor]:
     """qweight [K / 8, N] and qzeros [groups, N / 8] of codes [N, K] and zeros [N, groups], as AutoGPTQ packs them."""
     (n, k), groups = codes.shape, zeros.shape[1]
-    qweight = [[_word_of([int(codes[col, 8 * row + i]) for i in range(8)]) for col in range(n)] for row in range(k // 8)]
+    qweight = [
+        [_word_of([int(codes[col, 8 * row + i]) for i in range(8)]) for col in range(n)] for row in range(k // 8)
+    ]
     stored = (zeros - int(v1)).tolist()
     qzeros = [[_word_of([stored[8 * c + i][g] for i in range(8)]) for c in range(n // 8)] for g in range(groups)]
     return torch.tensor(qweight, dtype=torch.int32), torch.tensor(qzeros, dtype=torch.int32)
 
 
 @pytest.mark.parametrize(("v1", "act_order"), [(True, True), (False, False)])
-def test_a_gptq_checkpoint_keeps_its_weights(v1: bool, act_order: bool, device: str, relative_error) -> None:  # noqa: ANN001
+def test_a_gptq_checkpoint_keeps_its_weights(v1: bool, act_order: bool, device: str, relative_error) -> None:
     n, k, group = 24, 128, 32
     codes, zeros = torch.randint(0, 16, (n, k)), torch.randint(int(v1), 16 + int(v1), (n, k // group))
     scales = (torch.rand(k // group, n) * 0.1).to(torch.float16)
@@ -111,9 +115,7 @@ def test_an_awq_checkpoint_keeps_its_weights(device: str) -> None:
     ("n", "k", "group", "zeros"),
     [(40, 256, 128, False), (40, 256, 128, True), (7, 192, 64, True), (9, 96, 32, True), (5, 200, 200, True)],
 )
-def test_dequantize_writes_every_weight(
-    n: int, k: int, group: int, zeros: bool, device: str, relative_error  # noqa: ANN001
-) -> None:
+def test_dequantize_writes_every_weight(n: int, k: int, group: int, zeros: bool, device: str, relative_error) -> None:
     packed = random_int4(n, k, group, device, zeros=zeros)
     out = poisoned(n, k, device)
     assert dequantize_int4(packed, out) is out
@@ -123,11 +125,16 @@ def test_dequantize_writes_every_weight(
 @pytest.mark.parametrize("config", [GemvConfig(rows=16, quads=8, warps=1), GemvConfig(rows=8, quads=32, warps=2)])
 @pytest.mark.parametrize(
     ("n", "k", "group", "zeros"),
-    [(18, 256, 128, False), (18, 512, 256, True), (7, 192, 64, True), (9, 96, 32, False), (9, 96, 32, True), (5, 200, 200, True)],
+    [
+        (18, 256, 128, False),
+        (18, 512, 256, True),
+        (7, 192, 64, True),
+        (9, 96, 32, False),
+        (9, 96, 32, True),
+        (5, 200, 200, True),
+    ],
 )
-def test_one_row(
-    n: int, k: int, group: int, zeros: bool, config: GemvConfig, device: str, relative_error  # noqa: ANN001
-) -> None:
+def test_one_row(n: int, k: int, group: int, zeros: bool, config: GemvConfig, device: str, relative_error) -> None:
     packed, x, out = random_int4(n, k, group, device, zeros=zeros), activations(1, k, device), poisoned(1, n, device)
     bias = torch.randn(n, device=device)
     int4_gemv(x, packed, out, bias=bias, config=config)
@@ -136,7 +143,7 @@ def test_one_row(
 
 @pytest.mark.parametrize("zeros", [False, True])
 @pytest.mark.parametrize("order", [False, True])
-def test_one_row_after_a_norm_gated(zeros: bool, order: bool, device: str, relative_error) -> None:  # noqa: ANN001
+def test_one_row_after_a_norm_gated(zeros: bool, order: bool, device: str, relative_error) -> None:
     k = 384
     packed, x = random_int4(22, k, 64, device, zeros=zeros, order=order), activations(1, k, device)
     norm = Norm(weight=torch.rand(k, device=device) + 0.5, eps=1e-5)
@@ -145,7 +152,7 @@ def test_one_row_after_a_norm_gated(zeros: bool, order: bool, device: str, relat
     assert relative_error(out, four_bit_gemv_reference(x, dense(packed), norm=norm, gated=True)) < BOUND
 
 
-def test_one_row_onto_the_residual_in_place(device: str, relative_error) -> None:  # noqa: ANN001
+def test_one_row_onto_the_residual_in_place(device: str, relative_error) -> None:
     packed, x = random_int4(19, 256, 128, device, zeros=False), activations(1, 256, device)
     residual = activations(1, 19, device)
     expected = four_bit_gemv_reference(x, dense(packed), residual=residual)
@@ -153,7 +160,7 @@ def test_one_row_onto_the_residual_in_place(device: str, relative_error) -> None
     assert relative_error(residual, expected) < BOUND
 
 
-def test_one_row_takes_large_activations(device: str, relative_error) -> None:  # noqa: ANN001
+def test_one_row_takes_large_activations(device: str, relative_error) -> None:
     packed, x = random_int4(16, 256, 128, device, zeros=False), activations(1, 256, device)
     x[0, 77] = 30000.0
     assert relative_error(int4_gemv(x, packed), four_bit_gemv_reference(x, dense(packed))) < BOUND
@@ -167,11 +174,15 @@ def test_two_rows_are_not_one(device: str) -> None:
 
 @pytest.mark.parametrize(
     ("m", "n", "k", "group", "zeros"),
-    [(2, 40, 256, 128, False), (17, 33, 256, 256, True), (3, 64, 192, 64, True), (5, 9, 96, 32, True), (3, 5, 200, 200, True)],
+    [
+        (2, 40, 256, 128, False),
+        (17, 33, 256, 256, True),
+        (3, 64, 192, 64, True),
+        (5, 9, 96, 32, True),
+        (3, 5, 200, 200, True),
+    ],
 )
-def test_several_rows(
-    m: int, n: int, k: int, group: int, zeros: bool, device: str, relative_error  # noqa: ANN001
-) -> None:
+def test_several_rows(m: int, n: int, k: int, group: int, zeros: bool, device: str, relative_error) -> None:
     packed, x, out = random_int4(n, k, group, device, zeros=zeros), activations(m, k, device), poisoned(m, n, device)
     bias = torch.randn(n, device=device)
     int4_gemm(x, packed, out, bias)
@@ -179,7 +190,7 @@ def test_several_rows(
 
 
 @pytest.mark.parametrize("m", [1, 3, 260])
-def test_every_path_of_the_dispatch(m: int, device: str, relative_error) -> None:  # noqa: ANN001
+def test_every_path_of_the_dispatch(m: int, device: str, relative_error) -> None:
     packed, x = random_int4(10, 128, 64, device, zeros=True, order=True), activations(m, 128, device)
     bias = torch.randn(10, device=device)
     assert relative_error(int4_matmul(x, packed, bias=bias), four_bit_gemm_reference(x, dense(packed), bias)) < BOUND
@@ -189,7 +200,7 @@ def test_every_path_of_the_dispatch(m: int, device: str, relative_error) -> None
 @pytest.mark.parametrize(("n", "k"), [(6144, 4096), (4096, 14336), (1000, 2048)])
 @pytest.mark.parametrize("group", [128, 64, 32])
 @pytest.mark.parametrize("zeros", [False, True])
-def test_one_row_of_a_large_layer(n: int, k: int, group: int, zeros: bool, relative_error) -> None:  # noqa: ANN001
+def test_one_row_of_a_large_layer(n: int, k: int, group: int, zeros: bool, relative_error) -> None:
     packed, x, out = random_int4(n, k, group, "cuda", zeros=zeros), activations(1, k, "cuda"), poisoned(1, n, "cuda")
     norm = Norm(weight=torch.rand(k, device="cuda") + 0.5, eps=1e-5)
     assert relative_error(int4_gemv(x, packed, out), four_bit_gemv_reference(x, dense(packed))) < BOUND
@@ -201,9 +212,7 @@ def test_one_row_of_a_large_layer(n: int, k: int, group: int, zeros: bool, relat
 @pytest.mark.parametrize("m", [2, 8, 17, 64, 100, 256, 300])
 @pytest.mark.parametrize(("n", "k", "group"), [(4096, 4096, 128), (1000, 2048, 64), (6144, 1536, 32)])
 @pytest.mark.parametrize("zeros", [False, True])
-def test_several_rows_of_a_large_layer(
-    m: int, n: int, k: int, group: int, zeros: bool, relative_error  # noqa: ANN001
-) -> None:
+def test_several_rows_of_a_large_layer(m: int, n: int, k: int, group: int, zeros: bool, relative_error) -> None:
     packed, x, bias = random_int4(n, k, group, "cuda", zeros=zeros), activations(m, k, "cuda"), torch.randn(n).cuda()
     expected = four_bit_gemm_reference(x, dense(packed), bias)
     for _ in range(2):  # the second finds the counters of split products set back
@@ -220,7 +229,11 @@ def test_several_rows_of_a_large_layer(
     GemmConfig(n=128, m=16, split=2, warps=8, stages=4),
     GemmConfig(n=256, m=128, split=1, warps=8, stages=4),
 ])  # fmt: skip
-def test_tiles_of_several_rows(config: GemmConfig, relative_error) -> None:  # noqa: ANN001
-    packed, x, out = random_int4(768, 2048, 128, "cuda", zeros=True), activations(8, 2048, "cuda"), poisoned(8, 768, "cuda")
+def test_tiles_of_several_rows(config: GemmConfig, relative_error) -> None:
+    packed, x, out = (
+        random_int4(768, 2048, 128, "cuda", zeros=True),
+        activations(8, 2048, "cuda"),
+        poisoned(8, 768, "cuda"),
+    )
     four_bit_gemm(x, packed, out, config=config)
     assert relative_error(out, four_bit_gemm_reference(x, dense(packed))) < BOUND
