@@ -83,9 +83,8 @@ class Scheduler:
         """They fit the budget: a sequence comes to decode by a chunk that the others' decodes left room for."""
         decoding = [sequence for sequence in self.running if sequence.num_uncomputed_tokens == 1]
         for sequence in decoding:
-            if sequence.is_full:  # its last token is drawn, only not read yet
-                continue
-            if sequence.block_table and self._grow(sequence, chunks):
+            # One whose last token is drawn, only not read yet, has nothing more to compute.
+            if sequence.block_table and not sequence.is_full and self._grow(sequence, chunks):
                 chunks[sequence.arrival] = ScheduledChunk.of(sequence, 1)
 
     def _grow(self, sequence: Sequence, chunks: dict[int, ScheduledChunk]) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from cluster.request import GenerationRequest, TokenLogprob
 
@@ -50,16 +51,16 @@ class Sequence:
 
     @property
     def num_uncomputed_tokens(self) -> int:
-        return self.num_tokens - self.num_computed_tokens
+        return len(self.token_ids) + self.num_pending_tokens - self.num_computed_tokens
 
     @property
     def is_full(self) -> bool:
         """Whether its last token is sampled already, though perhaps not read."""
-        return self.num_tokens - self.num_prompt_tokens >= self.request.sampling.max_tokens
+        drawn = len(self.token_ids) + self.num_pending_tokens - self.num_prompt_tokens
+        return drawn >= self.request.sampling.max_tokens
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ScheduledChunk:
+class ScheduledChunk(NamedTuple):
     """`num_tokens` tokens of a sequence from position `start` on, as things stood when it was scheduled."""
 
     sequence: Sequence
@@ -72,13 +73,8 @@ class ScheduledChunk:
 
     @classmethod
     def of(cls, sequence: Sequence, num_tokens: int) -> ScheduledChunk:
-        return cls(
-            sequence=sequence,
-            start=sequence.num_computed_tokens,
-            num_tokens=num_tokens,
-            samples=num_tokens == sequence.num_uncomputed_tokens,
-            num_preemptions=sequence.num_preemptions,
-        )
+        reaches_end = num_tokens == sequence.num_uncomputed_tokens
+        return cls(sequence, sequence.num_computed_tokens, num_tokens, reaches_end, sequence.num_preemptions)
 
     @property
     def end(self) -> int:

@@ -132,7 +132,8 @@ def _line(found: GpuFigures) -> str:
     steps = ", ".join(f"{batch}: {step:.2f}" for batch, step in found.decode_step_ms.items())
     return (
         f"one sequence {found.one_sequence_ms:.3f} ms; {found.output_tokens_per_s:.0f} tok/s in {found.total_s:.1f} s; "
-        f"idle {found.idle_share:.1%}; decode ms by batch {steps}; start {found.start_s:.1f} s, "
+        f"idle {found.idle_share:.1%}, host waits {found.host_waits_share:.0%}; "
+        f"prompts {found.prompt_tokens_per_s:.0f} tok/s; decode ms by batch {steps}; start {found.start_s:.1f} s, "
         f"{found.kv_capacity_tokens} KV tokens"
     )
 
@@ -166,7 +167,10 @@ def _table(bench: GpuBench, figures: dict[str, GpuFigures], card: str) -> Table:
 
 
 def _kernel_table(name: str, batch: int, kernels: list[tuple[str, int, float]]) -> Table:
-    table = Table(title=f"{name}, decode step of {batch}: where the time goes", title_justify="left")
+    table = Table(
+        title=f"{name}, {f'decode step of {batch}' if batch else '8 prompts of 1,024'}: where the time goes",
+        title_justify="left",
+    )
     for heading in ("kernel", "launches", "us a step"):
         table.add_column(heading)
     for kernel, launches, micros in kernels:

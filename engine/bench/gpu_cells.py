@@ -5,6 +5,7 @@ python -m engine.bench.gpu_cells CELL_AS_JSON     prints a GpuFigures as JSON on
 
 from __future__ import annotations
 
+import gc
 import json
 import random
 import statistics
@@ -17,9 +18,11 @@ import torch
 
 from cluster.engine_spec import EngineSpec
 from cluster.request import GenerationRequest, SamplingParams
-from engine.engine import Engine
+from engine.engine import Engine, Results, StepRunner
 from engine.gpu.runner import GpuRunner
 from engine.gpu.startup import start_runner
+from engine.sequence import ChunkResult, ScheduledChunk
+from engine.trial import Trial
 
 SHORT, LONG, PROMPT = 8, 264, 512
 REPEATS = 3
@@ -42,6 +45,10 @@ class GpuFigures:
     output_tokens_per_s: float = 0.0
     total_s: float = 0.0
     output_tokens: int = 0
+    host_waits_share: float = 0.0
+    """Of the throughput run: near 0 the host is the bottleneck."""
+    prompt_tokens_per_s: float = 0.0
+    """Of steps of 8 prompts of 1,024 tokens."""
     idle_share: float = 0.0
     """Of a decode step at batch 32: 1 - the graph's own time / the time between steps."""
     decode_step_ms: dict[int, float] = field(default_factory=dict)
@@ -49,22 +56,26 @@ class GpuFigures:
     start_s: float = 0.0
     kv_capacity_tokens: int = 0
     kernels: dict[int, list[tuple[str, int, float]]] = field(default_factory=dict)
-    """By batch: name, launches a step, microseconds a step."""
+    """By batch (0: the step of prompts): name, launches a step, microseconds a step."""
 
 
 def measure(cell: GpuCell) -> GpuFigures:
     started_s = time.perf_counter()
     runner = start_runner(cell.spec)
     start_s = time.perf_counter() - started_s
+    gc.freeze()  # as the engine's process does
     engine = Engine(cell.spec, runner)
     one = _one_sequence_ms(engine)
     print(f"{cell.spec.variant.name}: ready after {start_s:.1f} s; one sequence {one:.3f} ms a token", file=sys.stderr)
-    tokens, seconds = _throughput(cell.spec, runner, cell.requests) if cell.requests else (0, 1.0)
+    waiting = WaitMeter(runner)
+    tokens, seconds = _throughput(cell.spec, waiting, cell.requests) if cell.requests else (0, 1.0)
     figures = GpuFigures(
         one_sequence_ms=one,
         output_tokens_per_s=tokens / seconds,
         total_s=seconds,
         output_tokens=tokens,
+        host_waits_share=waiting.seconds / seconds,
+        prompt_tokens_per_s=_prompt_rate(runner),
         idle_share=_idle_share(cell.spec, runner),
         decode_step_ms={batch: _graph_s(runner, batch, 640) * 1e3 for batch in (1, 8, 32, 128, 256)},
         start_s=start_s,
@@ -96,7 +107,43 @@ def _add(engine: Engine, request_id: str, prompt: list[int], tokens: int) -> Non
     assert verdict.admitted, verdict.reason
 
 
-def _throughput(spec: EngineSpec, runner: GpuRunner, num_requests: int) -> tuple[int, float]:
+class WaitMeter:
+    """The runner, with the time that its results are waited for."""
+
+    def __init__(self, runner: GpuRunner) -> None:
+        self._runner = runner
+        self.num_blocks, self.vocab_size = runner.num_blocks, runner.vocab_size
+        self.eos_token_ids, self.lookahead = runner.eos_token_ids, runner.lookahead
+        self.seconds = 0.0
+
+    def assume(self, chunks: list[ScheduledChunk]) -> None:
+        self._runner.assume(chunks)
+
+    def launch(self, chunks: list[ScheduledChunk]) -> Results:
+        results = self._runner.launch(chunks)
+
+        def wait() -> list[ChunkResult]:
+            started_s = time.perf_counter()
+            found = results()
+            self.seconds += time.perf_counter() - started_s
+            return found
+
+        return wait
+
+
+def _prompt_rate(runner: GpuRunner) -> float:
+    trial = Trial(chunk=1024, prompts=8)
+    times_s = []
+    for _ in range(3):
+        chunks = trial.chunks(runner.block_size)
+        torch.cuda.synchronize()
+        started_s = time.perf_counter()
+        runner.run(chunks)
+        times_s.append(time.perf_counter() - started_s)
+    return trial.prompts * trial.chunk / min(times_s)
+
+
+def _throughput(spec: EngineSpec, runner: StepRunner, num_requests: int) -> tuple[int, float]:
     """Output tokens and seconds of random requests, all submitted at once to an engine whose prefix cache is empty."""
     engine = Engine(spec, runner)
     r = random.Random(0)
@@ -154,12 +201,20 @@ def _graph_s(runner: GpuRunner, batch: int, context: int, steps: int = 20) -> fl
 def _kernels(runner: GpuRunner, batch: int, steps: int = 5) -> list[tuple[str, int, float]]:
     from torch.profiler import ProfilerActivity, profile
 
-    runner.assume_decodes(batch, 640)
-    runner.replay_decodes(batch)
+    if batch:
+        runner.assume_decodes(batch, 640)
+
+    def step() -> None:
+        if batch:
+            runner.replay_decodes(batch)
+        else:
+            runner.run(Trial(chunk=1024, prompts=8).chunks(runner.block_size))
+
+    step()
     torch.cuda.synchronize()
     with profile(activities=[ProfilerActivity.CUDA]) as profiler:
         for _ in range(steps):
-            runner.replay_decodes(batch)
+            step()
         torch.cuda.synchronize()
     events = profiler.key_averages()
     rows = [(event.key[:60], event.count // steps, event.self_device_time_total / steps) for event in events]

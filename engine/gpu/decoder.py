@@ -1,21 +1,19 @@
-"""The decoder of the Llama, Mistral, Qwen2 and Qwen3 families on a GPU: one row, a batch of decodes, or prompts.
+"""The decoder of the Llama, Mistral, Qwen2 and Qwen3 families on a GPU, for a batch of decodes or for prompts.
 
-It knows no requests. Activations and the residual stream are bf16 (fp32 for a variant in fp32), sums are in fp32. Three
-forms of one computation, because each is bound by something else: one row by launches and weight bytes, so its norms,
-gates and sums are inside the products; decodes by bytes; prompts by arithmetic.
+It knows no requests. Activations and the residual stream are bf16 (fp32 for a variant in fp32), sums are in fp32.
+Decodes and prompts differ in their attention alone; which kernel multiplies is each linear's own choice by its rows.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor
 from torch.nn import functional
 
 from engine.decoder_config import DecoderConfig
-from engine.gpu.linear import Activation, RowEnds
 from engine.gpu.weights import GpuLayer, GpuWeights
-from kernels.gpu.activation import silu_mul
 from kernels.gpu.decode_attention import SplitPlan, decode_attention
 from kernels.gpu.kv_cache import PagedKv
 from kernels.gpu.prefill_attention import prefill_attention
@@ -52,6 +50,10 @@ class PromptContext:
     """Tokens of the longest chunk."""
 
 
+Attend = Callable[[Tensor, GpuLayer, PagedKv], Tensor]
+"""qkv [T, (H + 2 KVH) * D] -> [T, H * D], K and V kept in the layer's cache"""
+
+
 class GpuDecoder:
     def __init__(self, config: DecoderConfig, weights: GpuWeights, max_context: int, device: str) -> None:
         self.weights = weights
@@ -67,28 +69,29 @@ class GpuDecoder:
 
     def decode(self, token_ids: Tensor, context: DecodeContext, kv_cache: list[PagedKv], logits: Tensor) -> None:
         """[B] int64 -> `logits` [B, vocab] fp32; K and V of the tokens are in the cache afterwards."""
-        residual = self.embed(token_ids)
-        if len(token_ids) == 1:
-            self._decode_row(residual, context, kv_cache, logits)
-            return
-        x = self._normed(residual, self._layers[0].input_norm, None, self._layers[0])
-        for index, (layer, kv) in enumerate(zip(self._layers, kv_cache, strict=True)):
-            attended = self._attend(layer.qkv.rows(x), layer, context, kv)
-            x = self._feed_forward(layer.o.rows(attended), residual, layer)
-            x = self._next_input(x, residual, index)
-        assert isinstance(x, Tensor)
-        self.weights.head.rows(x, logits)
+
+        def attend(qkv: Tensor, layer: GpuLayer, kv: PagedKv) -> Tensor:
+            return decode_attention(
+                qkv,
+                kv,
+                context.block_tables,
+                context.plan,
+                self._rope,
+                q_norm=layer.q_norm,
+                k_norm=layer.k_norm,
+                eps=self._eps,
+            )
+
+        self.weights.head.rows(self._hidden(token_ids, kv_cache, attend), logits)
 
     def prompt(self, token_ids: Tensor, context: PromptContext, kv_cache: list[PagedKv]) -> Tensor:
         """[T] int64 -> [T, hidden], normed and ready for the head."""
-        residual = self.embed(token_ids)
-        x = self._normed(residual, self._layers[0].input_norm, None, self._layers[0])
-        for index, (layer, kv) in enumerate(zip(self._layers, kv_cache, strict=True)):
-            qkv = layer.qkv.rows(x)
+
+        def attend(qkv: Tensor, layer: GpuLayer, kv: PagedKv) -> Tensor:
             q = rotary_kv_write(
                 qkv, context.positions, context.slots, self._rope, kv, layer.q_norm, layer.k_norm, self._eps
             )
-            attended = prefill_attention(
+            return prefill_attention(
                 q,
                 kv,
                 context.block_tables,
@@ -96,45 +99,23 @@ class GpuDecoder:
                 context.query_starts,
                 context.context_lens,
                 context.longest,
-            )
-            x = self._feed_forward(layer.o.rows(attended.flatten(1)), residual, layer)
-            x = self._next_input(x, residual, index)
+            ).flatten(1)
+
+        return self._hidden(token_ids, kv_cache, attend)
+
+    def _hidden(self, token_ids: Tensor, kv_cache: list[PagedKv], attend: Attend) -> Tensor:
+        """Each block adds to the residual stream, in place, twice; both sums happen in the norm that reads it next."""
+        num_rows, layers = len(token_ids), self._layers
+        residual = self.embed(token_ids)
+        x = rms_norm(residual, layers[0].input_norm, self._eps, quantize=layers[0].qkv.wants(num_rows))
+        for index, (layer, kv) in enumerate(zip(layers, kv_cache, strict=True)):
+            attended = attend(layer.qkv.rows(x), layer, kv)
+            wanted = layer.gate_up.wants(num_rows)
+            x = rms_norm(layer.o.rows(attended), layer.post_attention_norm, self._eps, residual, quantize=wanted)
+            added = layer.down.rows(layer.gate_up.gated(x, quantize=layer.down.wants(num_rows)))
+            following = layers[index + 1] if index + 1 < len(layers) else None
+            norm = self.weights.final_norm if following is None else following.input_norm
+            wanted = None if following is None else following.qkv.wants(num_rows)
+            x = rms_norm(added, norm, self._eps, residual, quantize=wanted)
         assert isinstance(x, Tensor)
         return x
-
-    def _decode_row(self, residual: Tensor, context: DecodeContext, kv_cache: list[PagedKv], logits: Tensor) -> None:
-        """Five launches a layer, each but attention reading weights while the one before it drains."""
-        for layer, kv in zip(self._layers, kv_cache, strict=True):
-            qkv = layer.qkv.row(residual, RowEnds(norm=(layer.input_norm, self._eps)))
-            attended = self._attend(qkv, layer, context, kv)
-            layer.o.row(attended, RowEnds(residual=residual))
-            gated = layer.gate_up.row(residual, RowEnds(norm=(layer.post_attention_norm, self._eps), gated=True))
-            layer.down.row(gated, RowEnds(residual=residual))
-        self.weights.head.row(residual, (self.weights.final_norm, self._eps), logits)
-
-    def _attend(self, qkv: Tensor, layer: GpuLayer, context: DecodeContext, kv: PagedKv) -> Tensor:
-        return decode_attention(
-            qkv,
-            kv,
-            context.block_tables,
-            context.plan,
-            self._rope,
-            q_norm=layer.q_norm,
-            k_norm=layer.k_norm,
-            eps=self._eps,
-        )
-
-    def _feed_forward(self, attended: Tensor, residual: Tensor, layer: GpuLayer) -> Tensor:
-        """From attention's output to what the block adds to the residual stream last."""
-        x = rms_norm(attended, layer.post_attention_norm, self._eps, residual, quantize=layer.gate_up.wants)
-        return layer.down.rows(silu_mul(layer.gate_up.rows(x), quantize=layer.down.wants))
-
-    def _next_input(self, added: Tensor, residual: Tensor, index: int) -> Activation:
-        """Adds what a block gave, and norms for the next one, or for the head."""
-        if index + 1 == len(self._layers):
-            return rms_norm(added, self.weights.final_norm, self._eps, residual)
-        following = self._layers[index + 1]
-        return self._normed(added, following.input_norm, residual, following)
-
-    def _normed(self, x: Tensor, norm: Tensor, residual: Tensor | None, layer: GpuLayer) -> Activation:
-        return rms_norm(x, norm, self._eps, residual, quantize=layer.qkv.wants)

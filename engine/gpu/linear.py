@@ -1,8 +1,4 @@
-"""y = x W^T on a GPU, one class per weight format with the same two forms; it knows no layer and no checkpoint.
-
-`rows` multiplies any number of rows. `row` is for a single one, where every kernel launch shows: the norm before the
-product and the sum or the gate after it happen inside it.
-"""
+"""y = x W^T on a GPU, one class per weight format with the same forms; it knows no layer and no checkpoint."""
 
 from __future__ import annotations
 
@@ -11,9 +7,10 @@ from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from kernels.gpu.four_bit_gemv import Norm, four_bit_gemv
+from kernels.gpu.activation import silu_mul
+from kernels.gpu.dense import dense_rows
+from kernels.gpu.four_bit_gemv import four_bit_gemv
 from kernels.gpu.four_bit_layout import PackedFourBit
 from kernels.gpu.four_bit_matmul import four_bit_matmul
 from kernels.gpu.fp8 import PackedFp8, fp8_matmul
@@ -25,21 +22,6 @@ Activation = Tensor | QuantizedRows
 Quantization = Literal["fp8", "int8"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RowEnds:
-    """What goes into a one-row product besides the product."""
-
-    norm: tuple[Tensor, float] | None = None
-    """Weight [K] and eps of the RMS norm that x still needs."""
-    residual: Tensor | None = None
-    """[1, N], to which the product is added in place."""
-    gated: bool = False
-    """The rows are those of a gate, then those of what it gates: silu(gate) * up comes out."""
-
-
-PLAIN = RowEnds()
-
-
 class GpuLinear(Protocol):
     """A weight of [N, K] on the device, perhaps with a bias [N] in fp32."""
 
@@ -47,16 +29,20 @@ class GpuLinear(Protocol):
     def nbytes(self) -> int: ...
 
     @property
-    def wants(self) -> Quantization | None:
-        """The form in which `rows` takes many rows without quantising them itself."""
+    def words(self) -> Tensor:
+        """What a product reads most of: where the next kernel's weights may be asked for ahead of time."""
+        ...
+
+    def wants(self, num_rows: int) -> Quantization | None:
+        """The form in which so many rows are best handed over, by the norm or the gate that makes them."""
         ...
 
     def rows(self, x: Activation) -> Tensor:
-        """[M, K] bf16 or quantised -> [M, N] bf16"""
+        """[M, K] bf16, or quantised -> [M, N] bf16"""
         ...
 
-    def row(self, x: Tensor, ends: RowEnds = PLAIN) -> Tensor:
-        """[1, K] bf16 -> [1, N] (or [1, N / 2] gated) bf16"""
+    def gated(self, x: Activation, quantize: Quantization | None = None) -> Activation:
+        """The rows are those of a gate, then those of what it gates: [M, K] -> silu(gate) * up, [M, N / 2]."""
         ...
 
 
@@ -64,27 +50,27 @@ class GpuLinear(Protocol):
 class DenseLinear:
     weight: Tensor
     bias: Tensor | None = None
-    wants: Quantization | None = None
 
     @property
     def nbytes(self) -> int:
         return self.weight.nbytes
 
+    @property
+    def words(self) -> Tensor:
+        return self.weight
+
+    def wants(self, num_rows: int) -> Quantization | None:
+        return None
+
     def rows(self, x: Activation) -> Tensor:
         assert isinstance(x, Tensor)
-        bias = None if self.bias is None else self.bias.to(self.weight.dtype)
-        return functional.linear(x, self.weight, bias)
+        return dense_rows(x, self.weight, bias=self.bias)
 
-    def row(self, x: Tensor, ends: RowEnds = PLAIN) -> Tensor:
-        return gemv(
-            x,
-            self.weight,
-            ends.residual,
-            norm=ends.norm,
-            residual=ends.residual,
-            gated=ends.gated,
-            bias=self.bias,
-        )
+    def gated(self, x: Activation, quantize: Quantization | None = None) -> Activation:
+        assert isinstance(x, Tensor)
+        if len(x) == 1:
+            return gemv(x, self.weight, gated=True, bias=self.bias)
+        return silu_mul(self.rows(x), quantize=quantize)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,39 +86,36 @@ class Head:
     def rows(self, x: Tensor, out: Tensor | None = None) -> Tensor:
         """[M, K] -> [M, N] fp32"""
         out = x.new_empty(len(x), len(self.weight), dtype=torch.float32) if out is None else out
+        if len(x) == 1:
+            return gemv(x, self.weight, out)
         if x.is_cuda and x.dtype != torch.float32:
             return torch.mm(x, self.weight.T, out_dtype=torch.float32, out=out)
         return torch.mm(x.float(), self.weight.float().T, out=out)
-
-    def row(self, x: Tensor, norm: tuple[Tensor, float], out: Tensor) -> Tensor:
-        """[1, K] -> [1, N] fp32"""
-        return gemv(x, self.weight, out, norm=norm)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fp8Linear:
     packed: PackedFp8
     bias: Tensor | None = None
-    wants: Quantization | None = "fp8"
 
     @property
     def nbytes(self) -> int:
         return self.packed.nbytes
 
+    @property
+    def words(self) -> Tensor:
+        return self.packed.data
+
+    def wants(self, num_rows: int) -> Quantization | None:
+        return "fp8" if num_rows > 1 else None
+
     def rows(self, x: Activation) -> Tensor:
         return fp8_matmul(x, self.packed, bias=self.bias)
 
-    def row(self, x: Tensor, ends: RowEnds = PLAIN) -> Tensor:
-        return gemv(
-            x,
-            self.packed.data,
-            ends.residual,
-            scale=self.packed.scale,
-            norm=ends.norm,
-            residual=ends.residual,
-            gated=ends.gated,
-            bias=self.bias,
-        )
+    def gated(self, x: Activation, quantize: Quantization | None = None) -> Activation:
+        if isinstance(x, Tensor) and len(x) == 1:
+            return gemv(x, self.packed.data, scale=self.packed.scale, gated=True, bias=self.bias)
+        return silu_mul(self.rows(x), quantize=quantize)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,27 +125,27 @@ class Int8Linear:
     packed: Int8Rows
     outlier_threshold: float | None
     bias: Tensor | None = None
-    wants: Quantization | None = None
 
     @property
     def nbytes(self) -> int:
         return self.packed.nbytes
 
+    @property
+    def words(self) -> Tensor:
+        return self.packed.qdata
+
+    def wants(self, num_rows: int) -> Quantization | None:
+        return None
+
     def rows(self, x: Activation) -> Tensor:
         assert isinstance(x, Tensor)
         return int8_matmul(x, self.packed, bias=self.bias, outlier_threshold=self.outlier_threshold)
 
-    def row(self, x: Tensor, ends: RowEnds = PLAIN) -> Tensor:
-        return gemv(
-            x,
-            self.packed.qdata,
-            ends.residual,
-            scale=self.packed.scale,
-            norm=ends.norm,
-            residual=ends.residual,
-            gated=ends.gated,
-            bias=self.bias,
-        )
+    def gated(self, x: Activation, quantize: Quantization | None = None) -> Activation:
+        assert isinstance(x, Tensor)
+        if len(x) == 1:
+            return gemv(x, self.packed.qdata, scale=self.packed.scale, gated=True, bias=self.bias)
+        return silu_mul(self.rows(x), quantize=quantize)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,23 +154,24 @@ class FourBitLinear:
 
     packed: PackedFourBit
     bias: Tensor | None = None
-    wants: Quantization | None = None
 
     @property
     def nbytes(self) -> int:
         return self.packed.nbytes
 
+    @property
+    def words(self) -> Tensor:
+        return self.packed.words
+
+    def wants(self, num_rows: int) -> Quantization | None:
+        return None
+
     def rows(self, x: Activation) -> Tensor:
         assert isinstance(x, Tensor)
         return four_bit_matmul(x, self.packed, bias=self.bias)
 
-    def row(self, x: Tensor, ends: RowEnds = PLAIN) -> Tensor:
-        return four_bit_gemv(
-            x,
-            self.packed,
-            ends.residual,
-            norm=None if ends.norm is None else Norm(weight=ends.norm[0], eps=ends.norm[1]),
-            residual=ends.residual,
-            gated=ends.gated,
-            bias=self.bias,
-        )
+    def gated(self, x: Activation, quantize: Quantization | None = None) -> Activation:
+        assert isinstance(x, Tensor)
+        if len(x) == 1:
+            return four_bit_gemv(x, self.packed, gated=True, bias=self.bias)
+        return silu_mul(self.rows(x), quantize=quantize)

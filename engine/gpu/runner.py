@@ -88,9 +88,13 @@ class GpuRunner:
 
     def assume(self, chunks: list[ScheduledChunk]) -> None:
         """Takes the word of made-up sequences that all before their chunks is computed, so that decodes are decodes."""
-        before = [replace(chunk, start=0, num_tokens=chunk.start, samples=True) for chunk in chunks if chunk.start]
+        before = [chunk._replace(start=0, num_tokens=chunk.start, samples=True) for chunk in chunks if chunk.start]
         if before:
             self._state.enter(before)
+
+    @property
+    def block_size(self) -> int:
+        return self._spec.block_size
 
     @property
     def max_sequences(self) -> int:

@@ -280,9 +280,11 @@ def _decode_kernel(
     partial_sum,
     arrivals,
     out,
+    next_weights,
     table_stride,
     scale_log2,
     eps,
+    next_lines,
     GROUP: tl.constexpr,
     KV_HEADS: tl.constexpr,
     D: tl.constexpr,
@@ -296,17 +298,15 @@ def _decode_kernel(
     COMBINE: tl.constexpr,
     STAGES: tl.constexpr,
     UPCAST: tl.constexpr,
-    PREFETCH: tl.constexpr,
+    NEXT: tl.constexpr,
     PDL: tl.constexpr,
 ):
     HEADS: tl.constexpr = GROUP * KV_HEADS
     M: tl.constexpr = max(16, GROUP_PADDED)  # the least a dot takes
     PRECISION: tl.constexpr = "ieee" if keys.dtype.element_ty == tl.float32 else "tf32"
-    if PDL:
-        tl.extra.cuda.gdc_wait()  # the plan too is of this step
-        tl.extra.cuda.gdc_launch_dependents()
     kv_head = tl.program_id(0)
     item = tl.program_id(1)
+    # The plan, the block tables and all but the new token's keys and values are older than the kernel ahead.
     at = items + item * FIELDS
     count = tl.load(num_items)
     row = tl.load(at).to(tl.int64)
@@ -316,66 +316,70 @@ def _decode_kernel(
     position = tl.load(at + 4)
     runs = tl.load(at + 5)
     run = tl.load(at + 6)
-    if item >= count:
-        return
-
     m = tl.arange(0, M)
     d = tl.arange(0, D_PADDED)
     in_head = d < D
     of_group = (m < GROUP)[:, None] & in_head[None, :]
     out_at = out + row * (HEADS * D) + (kv_head * GROUP + m)[:, None] * D + d[None, :]
-    if position < 0:
-        tl.store(out_at, tl.zeros((M, D_PADDED), out.dtype.element_ty), mask=of_group)
+    if (item >= count) | (position < 0):
+        if NEXT:
+            if item >= count:
+                idle = (item - count) * KV_HEADS + kv_head
+                _prefetch_lines(next_weights, next_lines, idle, (tl.num_programs(1) - count) * KV_HEADS)
+        if PDL:
+            tl.extra.cuda.gdc_wait()
+        if item < count:
+            tl.store(out_at, tl.zeros((M, D_PADDED), out.dtype.element_ty), mask=of_group)
         return
 
-    # Blocks of the first tile. Tokens past the end read the last one's slot again: no mask, and no other row's data.
+    # Tokens past the end read the last one's slot again: no other row's data. A row of one token reads nothing.
     token = tl.arange(0, TILE)
     last = tl.maximum(end - 1, 0)
     block = tl.load(table + tl.minimum(begin + token, last) // BLOCK_SIZE)
-
-    # Rotated queries, and for the run that ends at the new token its key and value, apart from the cache.
-    is_last = run == runs - 1
-    heads = qkv + row * ((HEADS + 2 * KV_HEADS) * D)
-    one = tl.arange(0, 1)
-    new = in_head[None, :] & (is_last & (one == 0))[:, None]
+    new_block = tl.load(table + position // BLOCK_SIZE).to(tl.int64)
     angle = position.to(tl.int64) * (D // 2) + d % (D // 2)
     c = tl.load(cos + angle, mask=in_head, other=0.0)[None, :]
     s = tl.load(sin + angle, mask=in_head, other=0.0)[None, :]
     s = tl.where(d[None, :] < D // 2, -s, s)
-    q, q_other = _load_pairs(heads, kv_head * GROUP + m, of_group, d, D)
-    k_new, k_other = _load_pairs(heads, HEADS + kv_head + one, new, d, D)
-    v_new = tl.load(heads + (HEADS + KV_HEADS + kv_head + one)[:, None] * D + d[None, :], mask=new, other=0.0)
-    new_block = tl.load(table + position // BLOCK_SIZE).to(tl.int64)
+    readable = (in_head & (begin < end))[None, :]
     keys_of_head = keys + kv_head * (BLOCK_SIZE * D)
     values_of_head = values + kv_head * (BLOCK_SIZE * D)
-    if PREFETCH:
-        _prefetch(keys_of_head, values_of_head, table, begin, last, KV_HEADS, D, BLOCK_SIZE, TILE)
-    q = _rotated(q, q_other, q_norm, c, s, d, in_head, eps, D, NORM_Q)
-    k_new = _rotated(k_new, k_other, k_norm, c, s, d, in_head, eps, D, NORM_K)
-    q = q.to(keys.dtype.element_ty)
-    k_new = k_new.to(keys.dtype.element_ty)
-    v_new = v_new.to(values.dtype.element_ty)
-    if UPCAST:
-        q = q.to(tl.float32)
-    new_at = (new_block * KV_HEADS + kv_head) * (BLOCK_SIZE * D) + position % BLOCK_SIZE * D + d[None, :]
-    tl.store(keys + new_at, k_new, mask=new)
-    tl.store(values + new_at, v_new, mask=new)
 
-    score = tl.sum(q.to(tl.float32) * k_new.to(tl.float32), 1) * scale_log2
-    top = tl.where(is_last, score, -float("inf"))
-    total = tl.where(is_last, 1.0, 0.0) + tl.zeros((M,), tl.float32)
-    acc = tl.zeros((M, D_PADDED), tl.float32) + v_new.to(tl.float32)
-
-    for start in tl.range(begin, end, TILE, num_stages=STAGES):
+    q = tl.zeros((M, D_PADDED), tl.float32 if UPCAST else keys.dtype.element_ty)
+    top = tl.full((M,), -float("inf"), tl.float32)
+    totals = tl.zeros((M, TILE), tl.float32)  # summed over tokens after the loop: no exchange between warps in it
+    acc = tl.zeros((M, D_PADDED), tl.float32)
+    for start in tl.range(begin, tl.maximum(end, begin + 1), TILE, num_stages=STAGES):
         slot = tl.minimum(start + token, last) % BLOCK_SIZE
         offset = block.to(tl.int64) * (KV_HEADS * BLOCK_SIZE * D) + slot * D
-        if D == D_PADDED:
-            k = tl.load(keys_of_head + offset[:, None] + d[None, :])
-            v = tl.load(values_of_head + offset[:, None] + d[None, :])
-        else:
-            k = tl.load(keys_of_head + offset[:, None] + d[None, :], mask=in_head[None, :], other=0.0)
-            v = tl.load(values_of_head + offset[:, None] + d[None, :], mask=in_head[None, :], other=0.0)
+        k = tl.load(keys_of_head + offset[:, None] + d[None, :], mask=readable, other=0.0)
+        v = tl.load(values_of_head + offset[:, None] + d[None, :], mask=readable, other=0.0)
         block = tl.load(table + tl.minimum(start + TILE + token, last) // BLOCK_SIZE)  # a tile ahead
+        if start == begin:
+            # Here, not before the loop: the pipeline's first tiles are then on their way before the wait.
+            if PDL:
+                tl.extra.cuda.gdc_wait()
+                tl.extra.cuda.gdc_launch_dependents()
+            is_last = run == runs - 1
+            heads = qkv + row * ((HEADS + 2 * KV_HEADS) * D)
+            one = tl.arange(0, 1)
+            new = in_head[None, :] & (is_last & (one == 0))[:, None]
+            rotated, other = _load_pairs(heads, kv_head * GROUP + m, of_group, d, D)
+            k_new, k_other = _load_pairs(heads, HEADS + kv_head + one, new, d, D)
+            v_new = tl.load(heads + (HEADS + KV_HEADS + kv_head + one)[:, None] * D + d[None, :], mask=new, other=0.0)
+            rotated = _rotated(rotated, other, q_norm, c, s, d, in_head, eps, D, NORM_Q)
+            k_new = _rotated(k_new, k_other, k_norm, c, s, d, in_head, eps, D, NORM_K).to(keys.dtype.element_ty)
+            v_new = v_new.to(values.dtype.element_ty)
+            new_at = (new_block * KV_HEADS + kv_head) * (BLOCK_SIZE * D) + position % BLOCK_SIZE * D + d[None, :]
+            tl.store(keys + new_at, k_new, mask=new)
+            tl.store(values + new_at, v_new, mask=new)
+            rotated = rotated.to(keys.dtype.element_ty)
+            # The new token is the last run's, apart from the cache.
+            score = tl.sum(rotated.to(tl.float32) * k_new.to(tl.float32), 1) * scale_log2
+            top = tl.where(is_last, score, -float("inf"))
+            totals = tl.where((is_last & (token == 0))[None, :], 1.0, totals)
+            acc = acc + v_new.to(tl.float32)
+            q = rotated.to(q.dtype)
         if UPCAST:
             k, v = k.to(tl.float32), v.to(tl.float32)
         scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale_log2
@@ -383,9 +387,10 @@ def _decode_kernel(
         new_top = tl.maximum(top, tl.max(scores, 1))
         weights = tl.exp2(scores - new_top[:, None])
         rescale = tl.exp2(top - new_top)
-        total = total * rescale + tl.sum(weights, 1)
+        totals = totals * rescale[:, None] + weights
         acc = tl.dot(weights.to(v.dtype), v, acc * rescale[:, None], input_precision=PRECISION)
         top = new_top
+    total = tl.sum(totals, 1)
 
     if runs == 1:
         tl.store(out_at, (acc / total[:, None]).to(out.dtype.element_ty), mask=of_group)
@@ -436,26 +441,12 @@ def _rotated(x, y, norm, c, s, d, in_head, eps, D: tl.constexpr, NORM: tl.conste
 
 
 @triton.jit
-def _prefetch(
-    keys,
-    values,
-    table,
-    begin,
-    last,
-    KV_HEADS: tl.constexpr,
-    D: tl.constexpr,
-    BLOCK_SIZE: tl.constexpr,
-    TILE: tl.constexpr,
-):
-    """Fetch the first two tiles into the L2 while the queries are rotated: some 800 instructions before the loop."""
-    LINE: tl.constexpr = 1024 // keys.dtype.element_ty.primitive_bitwidth  # elements in 128 bytes
-    LINES: tl.constexpr = triton.next_power_of_2((D + LINE - 1) // LINE)
-    token = tl.minimum(begin + tl.arange(0, 2 * TILE), last)
-    block = tl.load(table + token // BLOCK_SIZE).to(tl.int64)
-    element = tl.minimum(tl.arange(0, LINES) * LINE, D - 1)
-    at = (block * (KV_HEADS * BLOCK_SIZE * D) + token % BLOCK_SIZE * D)[:, None] + element[None, :]
-    for region in tl.static_range(2):
-        address = ((values if region else keys) + at).to(tl.int64)
+def _prefetch_lines(memory, lines, program, programs):
+    """Ask for the program's share of 128-byte lines in the L2; nothing waits for them."""
+    LANES: tl.constexpr = 128
+    for line_0 in range(program * LANES, lines, programs * LANES):
+        line = tl.minimum(line_0 + tl.arange(0, LANES), lines - 1)
+        address = memory.to(tl.int64) + line.to(tl.int64) * 128
         tl.inline_asm_elementwise(
             "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [address], dtype=tl.int32, is_pure=False, pack=1
         )
@@ -477,14 +468,16 @@ def _combine(
     GROUP_PADDED: tl.constexpr,
 ):
     """One row and KV head. Partials come from other multiprocessors: read past the first-level cache."""
-    # 32 KiB in flight; half of that for large groups, whose sums need the registers
-    RUNS: tl.constexpr = max(1, (8192 if GROUP_PADDED < 16 else 4096) // (GROUP_PADDED * D_PADDED))
+    # Small groups: 32 KiB in registers, one round trip for up to 16 runs of 4 heads. Large ones: 16 KiB a stage, of
+    # several at once (16 runs of 32 heads, one at a time, took 17 us on an H100).
+    WIDE: tl.constexpr = GROUP_PADDED >= 16
+    RUNS: tl.constexpr = max(1, (4096 if WIDE else 8192) // (GROUP_PADDED * D_PADDED))
     g = tl.arange(0, GROUP_PADDED)
     d = tl.arange(0, D_PADDED)
     top = tl.full((GROUP_PADDED,), -float("inf"), tl.float32)
     total = tl.zeros((GROUP_PADDED,), tl.float32)
     acc = tl.zeros((GROUP_PADDED, D_PADDED), tl.float32)
-    for run_0 in range(0, runs, RUNS):
+    for run_0 in tl.range(0, runs, RUNS, num_stages=4 if WIDE else 1):
         run = run_0 + tl.arange(0, RUNS)
         item = (first_item + run).to(tl.int64)
         at = (item * KV_HEADS + kv_head)[:, None] * GROUP_PADDED + g[None, :]

@@ -35,15 +35,17 @@ class GemmConfig:
 
 
 def default_config(m: int, n: int, k: int) -> GemmConfig:
-    """Twice as many programs as an H100 has multiprocessors where K allows; the whole batch in a tile up to 256."""
+    """Twice as many programs as an H100 has multiprocessors where K allows; a word is decoded once for 256 rows of x,
+    or once for each 128 where the tiles would leave multiprocessors idle."""
     tile_m = min(256, max(8, triton.next_power_of_2(m)))
-    if tile_m > 64:
-        return GemmConfig(n=128, m=tile_m, split=1, warps=8, stages=4 if tile_m == 128 else 3)
-    tiles, split = -(-n // 64), 1
-    most = 8 if tile_m <= 32 else 4  # the last to arrive holds a register of every part
-    while tiles * split < 2 * 132 and split < most and k // 128 >= 8 * split:
+    if tile_m == 256 and n < 128 * 132:
+        tile_m = 128
+    n_tile, programs, most = (128, 132, 4) if tile_m > 64 else (64, 2 * 132, 8 if tile_m <= 32 else 4)
+    tiles, split = -(-n // n_tile) * -(-m // tile_m), 1
+    while tiles * split * 2 <= programs * 1.1 and split < most and k // 128 >= 8 * split:
         split *= 2
-    return GemmConfig(n=64, m=tile_m, split=split, warps=4, stages=6 if tile_m <= 32 else 4)
+    stages = {256: 3, 128: 4, 64: 4}.get(tile_m, 6)
+    return GemmConfig(n=n_tile, m=tile_m, split=split, warps=8 if tile_m > 64 else 4, stages=stages)
 
 
 def four_bit_gemm(

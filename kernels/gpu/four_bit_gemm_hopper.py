@@ -154,32 +154,39 @@ def gemm_hopper(
 
     raw_scale, raw_zero = _scales_at(scales, zeros, rows, u, first, groups, group_blocks, ZEROS, GROUP)
     running = warpgroup_mma_init(gl.zeros([BN, BM], gl.float32, mma))
-    for i in range(steps):
-        async_copy.wait_group(STAGES - 3)
-        fence_async_shared()
-        ahead = i + STAGES - 2
-        async_copy.async_copy_global_to_shared(
-            word_buffers.index(ahead % STAGES), word_at + ahead * 16, mask=(ahead < steps) & (word_cols >= 0)[None, :]
-        )
-        async_copy.async_copy_global_to_shared(
-            x_buffers.index(ahead % STAGES),
-            x_at + ahead * 128,
-            mask=(x_rows < M)[:, None] & (x_cols + ahead * 128 < K)[None, :] & (ahead < steps),
-        )
-        async_copy.commit_group()
+    # Two steps a turn, for a product in flight reads its weights from registers: those of step i are written again at
+    # i + 2, after the wait for i. In a plain loop the registers of i and i + 1 are the same, and step i + 1 decodes
+    # into them under the product of i. The step past an odd end multiplies activations that the copies filled with 0.
+    for turn in range((steps + 1) // 2):
+        for half in gl.static_range(2):
+            i = 2 * turn + half
+            async_copy.wait_group(STAGES - 3)
+            fence_async_shared()
+            ahead = i + STAGES - 2
+            async_copy.async_copy_global_to_shared(
+                word_buffers.index(ahead % STAGES),
+                word_at + ahead * 16,
+                mask=(ahead < steps) & (word_cols >= 0)[None, :],
+            )
+            async_copy.async_copy_global_to_shared(
+                x_buffers.index(ahead % STAGES),
+                x_at + ahead * 128,
+                mask=(x_rows < M)[:, None] & (x_cols + ahead * 128 < K)[None, :] & (ahead < steps),
+            )
+            async_copy.commit_group()
 
-        scale = _twice(raw_scale)
-        offset = gl.full([1, 1], 0, gl.int32, lanes)
-        if ZEROS:
-            offset = 0x43084308 + raw_zero.to(gl.int32) * 0x00010001
-        # a step ahead, for their latency is longer than a step
-        raw_scale, raw_zero = _scales_at(
-            scales, zeros, rows, u, gl.minimum(first + i + 1, blocks - 1), groups, group_blocks, ZEROS, GROUP
-        )
-        tile = word_buffers.index(i % STAGES).load(lanes)
-        weights = _decode(tile, scale, offset, table, NF4, ZEROS, BN, operand)
-        done = warpgroup_mma_wait(num_outstanding=0, deps=(running,))
-        running = warpgroup_mma(weights, x_buffers.index(i % STAGES).permute((1, 0)), done, is_async=True)
+            scale = _twice(raw_scale)
+            offset = gl.full([1, 1], 0, gl.int32, lanes)
+            if ZEROS:
+                offset = 0x43084308 + raw_zero.to(gl.int32) * 0x00010001
+            # a step ahead, for their latency is longer than a step
+            raw_scale, raw_zero = _scales_at(
+                scales, zeros, rows, u, gl.minimum(first + i + 1, blocks - 1), groups, group_blocks, ZEROS, GROUP
+            )
+            tile = word_buffers.index(i % STAGES).load(lanes)
+            weights = _decode(tile, scale, offset, table, NF4, ZEROS, BN, operand)
+            done = warpgroup_mma_wait(num_outstanding=0, deps=(running,))
+            running = warpgroup_mma(weights, x_buffers.index(i % STAGES).permute((1, 0)), done, is_async=True)
     acc = warpgroup_mma_wait(num_outstanding=0, deps=(running,))
     async_copy.wait_group(0)
     gl.thread_barrier()  # the buffers become the scratch of what follows, and another warpgroup may still read them

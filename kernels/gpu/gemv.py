@@ -1,8 +1,9 @@
 """y = x @ W.T for one row x, at the speed the weights can be read; it does not know which layer it is.
 
-A program takes a few rows of W and walks K in tiles: fp32 accumulators a column, one reduction at the end. It sees all
-of x, so an RMS norm of x costs a sum of squares beside the products and no launch. Rows of W are read once and evicted
-first: x, its norm weights and nothing else stay in the L1. Beats cuBLAS on an H100 at every shape of Llama-3.1-8B.
+A program takes a few rows of W and walks K in tiles, several of which are in flight before the first is used: fp32 sums
+a thread, one reduction at the end. It sees all of x, so an RMS norm of x costs a sum of squares beside the products and
+no launch. Rows of W are read once and evicted first: x, its norm weights and nothing else stay in the L1. Beats cuBLAS
+on an H100 at every shape of Llama-3.1-8B.
 
 An int8 becomes fp32 by a byte permute into the mantissa of 2^23 and one subtraction: 3.25 instructions a weight with
 its multiply-add, where a conversion instruction would run at half rate or less. An fp8 pair has an instruction of its
@@ -17,23 +18,25 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.gpu.launch import pdl
+from kernels.gpu.tuning import tuned_config
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GemvConfig:
     rows: int
-    """of W a program takes (pairs of rows where the product is gated)"""
+    """of W a program takes, 1, 2 or 4 (pairs of rows where the product is gated)"""
     block_k: int
     num_warps: int
+    tiles_ahead: int = 1
+    """Tiles of rows x block_k loaded before the first is used; those before the wait for the kernel ahead, too"""
 
 
 def default_config(n: int, k: int, weight_bytes: int, *, gated: bool = False) -> GemvConfig:
-    """`n` outputs; a thread's first tile is 64 bytes (rows x block_k) of weights, all of it in flight at once."""
-    if weight_bytes == 1:
-        return GemvConfig(rows=1 if gated else 2, block_k=2048, num_warps=4)
-    if weight_bytes == 2:
-        return GemvConfig(rows=1, block_k=2048, num_warps=4)
-    return GemvConfig(rows=1, block_k=1024, num_warps=4)
+    """`n` outputs; 64 bytes of weights a thread in flight, as far as K has them."""
+    rows = 2 if weight_bytes == 1 and not gated else 1
+    block_k = 1024 if weight_bytes == 4 else 2048
+    at_once = rows * (2 if gated else 1) * block_k * weight_bytes // 128
+    return GemvConfig(rows=rows, block_k=block_k, num_warps=4, tiles_ahead=max(1, 64 // at_once))
 
 
 def gemv(
@@ -51,7 +54,7 @@ def gemv(
     """[1, K] @ [N, K].T -> [1, N] in x's dtype (or out's); gated: N = 2F rows, gates first -> silu(gate) * up, [1, F].
 
     weight: bf16, fp32, or int8 / float8_e4m3fn with `scale` [N] fp32; contiguous.
-    norm: (weight [K], eps): the product is of rms_norm(x). residual: [1, N], added; may be `out`.
+    norm: (weight [K] of any float dtype, eps): the product is of rms_norm(x). residual: [1, N], added; may be `out`.
     bias: [N] fp32, added before the gate. x must not be `out`. ValueError where the shapes do not fit.
     """
     n, k = weight.shape
@@ -62,7 +65,12 @@ def gemv(
         raise ValueError("gemv: int8 and fp8 weights have a scale, others have none")
     if out is None:
         out = torch.empty((1, outputs), dtype=x.dtype, device=x.device)
-    c = config or default_config(outputs, k, weight.element_size(), gated=gated)
+    weight_bytes = weight.element_size()
+    c = (
+        config
+        or tuned_config("gemv", GemvConfig, x, n=outputs, k=k, weight_bytes=weight_bytes, gated=gated)
+        or default_config(outputs, k, weight_bytes, gated=gated)
+    )
     block_k = min(c.block_k, triton.next_power_of_2(k))
     with_pdl = pdl(x)
     norm_weight, eps = norm or (x, 0.0)
@@ -79,7 +87,8 @@ def gemv(
         K=k,
         ROWS=c.rows,
         BLOCK_K=block_k,
-        TAIL=triton.next_power_of_2(k % block_k),
+        TAIL=triton.next_power_of_2(k % block_k or 1),
+        AHEAD=c.tiles_ahead,
         GATED=gated,
         SCALE=scale is not None,
         NORM=norm is not None,
@@ -147,15 +156,6 @@ def _fp32_of(w, ASM: tl.constexpr):
 
 
 @triton.jit
-def _sums(acc):
-    """One number of each tile of a tuple."""
-    totals = ()
-    for s in tl.static_range(len(acc)):
-        totals = totals + (tl.sum(acc[s]),)
-    return totals
-
-
-@triton.jit
 def _load_rows(rows, at, mask, OTHER: tl.constexpr):
     tiles = ()
     for s in tl.static_range(len(rows)):
@@ -170,11 +170,39 @@ def _load_rows(rows, at, mask, OTHER: tl.constexpr):
 
 
 @triton.jit
-def _multiply_add(acc, tiles, xs, ASM: tl.constexpr):
+def _thread_sums(values, WIDTH: tl.constexpr):
+    """[B] -> [B / WIDTH]: neighbours, which one thread holds, so that an accumulator is a register and not a tile."""
+    return tl.sum(tl.reshape(values, (values.shape[0] // WIDTH, WIDTH)), axis=1)
+
+
+@triton.jit
+def _products(tiles, FIRST: tl.constexpr, STREAMS: tl.constexpr, xs, WIDTH: tl.constexpr, ASM: tl.constexpr):
     sums = ()
-    for s in tl.static_range(len(acc)):
-        sums = sums + (acc[s] + _fp32_of(tiles[s], ASM) * xs,)
+    for s in tl.static_range(STREAMS):
+        sums = sums + (_thread_sums(_fp32_of(tiles[FIRST + s], ASM) * xs, WIDTH),)
     return sums
+
+
+@triton.jit
+def _added(sums, more):
+    total = ()
+    for s in tl.static_range(len(sums)):
+        total = total + (sums[s] + more[s],)
+    return total
+
+
+@triton.jit
+def _totals(sums, FIRST: tl.constexpr, ROWS: tl.constexpr):
+    """[ROWS]: the sums of ROWS tiles, reduced together: one exchange between the warps."""
+    if ROWS == 1:
+        stacked = sums[FIRST][:, None]
+    elif ROWS == 2:
+        stacked = tl.join(sums[FIRST], sums[FIRST + 1])
+    else:
+        even = tl.join(sums[FIRST], sums[FIRST + 2])
+        odd = tl.join(sums[FIRST + 1], sums[FIRST + 3])
+        stacked = tl.reshape(tl.join(even, odd), (sums[FIRST].shape[0], 4))
+    return tl.sum(stacked, axis=0)
 
 
 @triton.jit
@@ -192,6 +220,7 @@ def _gemv_kernel(
     ROWS: tl.constexpr,
     BLOCK_K: tl.constexpr,
     TAIL: tl.constexpr,
+    AHEAD: tl.constexpr,
     GATED: tl.constexpr,
     SCALE: tl.constexpr,
     NORM: tl.constexpr,
@@ -202,11 +231,12 @@ def _gemv_kernel(
 ):
     """Tiles are one-dimensional, a tuple of them a tile of several rows: weights and x then share one register layout
     (a 2D tile of 8-bit weights met x through shared memory)."""
-    if PDL:
-        tl.extra.cuda.gdc_launch_dependents()
     FULL: tl.constexpr = K // BLOCK_K
     REST: tl.constexpr = K % BLOCK_K
     STREAMS: tl.constexpr = 2 * ROWS if GATED else ROWS
+    WIDTH: tl.constexpr = 128 // weight.dtype.element_ty.primitive_bitwidth  # of a 16-byte load
+    TAIL_WIDTH: tl.constexpr = min(WIDTH, TAIL)
+    TAIL_MASK: tl.constexpr = REST != TAIL
     first_row = tl.program_id(0) * ROWS
     w_rows = ()
     for s in tl.static_range(STREAMS):
@@ -214,67 +244,80 @@ def _gemv_kernel(
         row = tl.minimum(first_row + s % ROWS, N - 1) + (s // ROWS) * N
         w_rows = w_rows + (weight + row.to(tl.int64) * K,)
     k = tl.arange(0, BLOCK_K)
+    tail = tl.arange(0, TAIL)
+    in_rest = tail < REST if TAIL_MASK else None
 
-    # weights, which no kernel writes, are on their way before the kernel ahead has ended
-    tiles = _load_rows(w_rows, k, None if FULL else k < K, None if FULL else 0)
+    # weights and constants, which no kernel writes, are on their way before the kernel ahead has ended
+    tiles = ()
+    for tile in tl.static_range(min(AHEAD, FULL)):
+        tiles = tiles + _load_rows(w_rows, tile * BLOCK_K + k, None, None)
+    if REST > 0 and AHEAD > FULL:
+        tail_tiles = _load_rows(w_rows, FULL * BLOCK_K + tail, in_rest, 0 if TAIL_MASK else None)
+    each = first_row + tl.arange(0, ROWS)
+    inside = each < N
+    constant = tl.minimum(each, N - 1)
+    if SCALE:
+        factor = tl.load(scale + constant)
+        if GATED:
+            up_factor = tl.load(scale + N + constant)
+    if BIAS:
+        addend = tl.load(bias + constant)
+        if GATED:
+            up_addend = tl.load(bias + N + constant)
     if PDL:
         tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
+    if RESIDUAL:
+        added = tl.load(residual + each, mask=inside, other=0.0).to(tl.float32)
 
-    acc = (tl.zeros((BLOCK_K,), tl.float32),) * STREAMS
-    squares = tl.zeros((BLOCK_K,), tl.float32)
     for tile in tl.static_range(FULL):
         at = tile * BLOCK_K + k
-        if tile > 0:
-            tiles = _load_rows(w_rows, at, None, None)
+        if tile + AHEAD < FULL:
+            tiles = tiles + _load_rows(w_rows, at + AHEAD * BLOCK_K, None, None)
+        if tile + AHEAD == FULL and REST > 0:
+            tail_tiles = _load_rows(w_rows, FULL * BLOCK_K + tail, in_rest, 0 if TAIL_MASK else None)
         xs = tl.load(x + at).to(tl.float32)
         if NORM:
-            squares += xs * xs
+            square = _thread_sums(xs * xs, WIDTH)
+            squares = square if tile == 0 else squares + square
             xs *= tl.load(norm_weight + at).to(tl.float32)
-        acc = _multiply_add(acc, tiles, xs, ASM)
-    if FULL == 0:
-        xs = tl.load(x + k, mask=k < K, other=0.0).to(tl.float32)
-        if NORM:
-            squares += xs * xs
-            xs *= tl.load(norm_weight + k, mask=k < K, other=0.0).to(tl.float32)
-        acc = _multiply_add(acc, tiles, xs, ASM)
-    totals = _sums(acc)
-    if NORM:
-        squares_total = tl.sum(squares)
-    if FULL > 0 and REST > 0:
-        tail = tl.arange(0, TAIL)
-        at = FULL * BLOCK_K + tail
-        mask = None if REST == TAIL else tail < REST
-        xs = tl.load(x + at, mask=mask, other=None if REST == TAIL else 0.0).to(tl.float32)
-        if NORM:
-            squares_total += tl.sum(xs * xs)
-            xs *= tl.load(norm_weight + at, mask=mask, other=None if REST == TAIL else 0.0).to(tl.float32)
-        tiles = _load_rows(w_rows, at, mask, None if REST == TAIL else 0)
-        tail_acc = _multiply_add((tl.zeros((TAIL,), tl.float32),) * STREAMS, tiles, xs, ASM)
-        tail_totals = _sums(tail_acc)
-        whole = ()
-        for s in tl.static_range(STREAMS):
-            whole = whole + (totals[s] + tail_totals[s],)
-        totals = whole
-
-    for r in tl.static_range(ROWS):
-        row = tl.minimum(first_row + r, N - 1)
-        total = totals[r]
-        if NORM:
-            inverse_rms = tl.rsqrt(squares_total / K + eps)
-            total *= inverse_rms
-        if SCALE:
-            total *= tl.load(scale + row)
-        if BIAS:
-            total += tl.load(bias + row)
+        products = _products(tiles, tile * STREAMS, STREAMS, xs, WIDTH, ASM)
+        acc = products if tile == 0 else _added(acc, products)
+    if FULL > 0:
+        total = _totals(acc, 0, ROWS)
         if GATED:
-            up = totals[ROWS + r]
-            if NORM:
-                up *= inverse_rms
-            if SCALE:
-                up *= tl.load(scale + N + row)
-            if BIAS:
-                up += tl.load(bias + N + row)
-            total = total * tl.sigmoid(total) * up
-        if RESIDUAL:
-            total += tl.load(residual + row, mask=first_row + r < N).to(tl.float32)
-        tl.store(out + row, total, mask=first_row + r < N)
+            up = _totals(acc, ROWS, ROWS)
+        if NORM:
+            squares_total = tl.sum(squares)
+    if REST > 0:
+        at = FULL * BLOCK_K + tail
+        xs = tl.load(x + at, mask=in_rest, other=0.0 if TAIL_MASK else None).to(tl.float32)
+        if NORM:
+            square = tl.sum(xs * xs)
+            squares_total = square if FULL == 0 else squares_total + square
+            xs *= tl.load(norm_weight + at, mask=in_rest, other=0.0 if TAIL_MASK else None).to(tl.float32)
+        acc = _products(tail_tiles, 0, STREAMS, xs, TAIL_WIDTH, ASM)
+        tail_total = _totals(acc, 0, ROWS)
+        total = tail_total if FULL == 0 else total + tail_total
+        if GATED:
+            tail_up = _totals(acc, ROWS, ROWS)
+            up = tail_up if FULL == 0 else up + tail_up
+
+    if NORM:
+        inverse_rms = tl.rsqrt(squares_total / K + eps)
+        total *= inverse_rms
+    if SCALE:
+        total *= factor
+    if BIAS:
+        total += addend
+    if GATED:
+        if NORM:
+            up *= inverse_rms
+        if SCALE:
+            up *= up_factor
+        if BIAS:
+            up += up_addend
+        total = total * tl.sigmoid(total) * up
+    if RESIDUAL:
+        total += added
+    tl.store(out + each, total, mask=inside)

@@ -148,8 +148,8 @@ def _quantize_kernel(
     PDL: tl.constexpr,
 ):
     if PDL:
-        tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
     row = tl.program_id(0)
     k = tl.arange(0, BLOCK)
     inside = None if BLOCK == K else k < K
@@ -169,8 +169,8 @@ def _quantize_kernel(
 @triton.jit
 def _list_columns_kernel(flags, columns, count, K: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr):
     if PDL:
-        tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
     listed = 0
     for block in tl.static_range((K + BLOCK - 1) // BLOCK):
         k = block * BLOCK + tl.arange(0, BLOCK)

@@ -3,13 +3,17 @@ GPU; on the GPU also the embedded model and a model as wide as Llama-3.1-8B, wit
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from cluster.request import GenerationRequest, SamplingParams
+from cluster.engine_spec import EngineSpec
+from cluster.errors import UserError
+from cluster.request import GenerationRequest, SamplingParams, TokenDelta
 from cluster.variants import Variant
+from engine.checkpoint import ensure_checkpoint
 from engine.engine import Engine
 from engine.gpu.runner import GpuRunner
 from engine.runner import Runner
@@ -18,6 +22,8 @@ from tests.engine.gpu.greedy import gaps, generate, spec_of
 
 BF16 = Variant(name="bf16")
 FP32 = Variant(name="fp32", dtype="fp32")
+VOCAB = 101
+TIGHT = {"kv_capacity_tokens": 256, "max_sequences": 4, "token_budget": 32}
 
 
 def prompts(vocab: int, *lengths: int) -> list[list[int]]:
@@ -25,7 +31,7 @@ def prompts(vocab: int, *lengths: int) -> list[list[int]]:
     return [torch.randint(3, vocab, (length,), generator=generator).tolist() for length in lengths]
 
 
-def ready(spec, *, graphs: bool = False) -> GpuRunner:
+def ready(spec: EngineSpec, *, graphs: bool = False) -> GpuRunner:
     runner = GpuRunner(spec)
     runner.allocate(spec.kv_capacity_tokens // spec.block_size)
     if graphs:
@@ -33,89 +39,139 @@ def ready(spec, *, graphs: bool = False) -> GpuRunner:
     return runner
 
 
+def finish(engine: Engine, *requests: GenerationRequest) -> dict[str, list[TokenDelta]]:
+    for request in requests:
+        assert engine.add(request).admitted
+    deltas: dict[str, list[TokenDelta]] = {request.request_id: [] for request in requests}
+    while engine.has_work:
+        for delta in engine.step():
+            assert delta.error is None, delta.error
+            deltas[delta.request_id].append(delta)
+    return deltas
+
+
+def text_of(deltas: list[TokenDelta]) -> list[int]:
+    return [token for delta in deltas for token in delta.token_ids]
+
+
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_checkpoint(tmp_path_factory.mktemp("tiny"))
 
 
-@pytest.mark.parametrize("variant", [FP32, BF16], ids=lambda variant: variant.name)
-def test_greedy_tokens_are_the_references(tiny: Path, device: str, variant: Variant) -> None:
-    """Lengths that end inside a block, at its end, and one that takes two chunks of the budget."""
-    spec = spec_of(tiny, device, variant)
-    many = prompts(250, 1, 16, 37, 70)
-    outputs = generate(spec, ready(spec), many, 5)
+@pytest.mark.parametrize(("variant", "bound"), [(FP32, 1e-3), (BF16, 0.05)], ids=["fp32", "bf16"])
+def test_greedy_tokens_are_the_references(tiny: Path, device: str, variant: Variant, bound: float) -> None:
+    """Lengths of one token, to a block's end, and of two chunks of the budget; some end early, so one decodes alone."""
+    spec = spec_of(tiny, device, variant, **TIGHT)
+    many = prompts(VOCAB, 1, 16, 37)
+    outputs = generate(spec, ready(spec), many, 3)
     reference = Runner(spec_of(tiny, "cpu", variant))
-    bound = 1e-3 if variant is FP32 else 0.05
     for prompt, output in zip(many, outputs, strict=True):
-        assert len(output) == 5
+        assert len(output) == 3
         assert max(gaps(spec, reference, prompt, output)) < bound
 
 
+def test_a_prefix_that_another_request_left_is_read_from_the_cache(tiny: Path, device: str) -> None:
+    spec = spec_of(tiny, device, FP32, **TIGHT)
+    first, second = prompts(VOCAB, 33, 36)
+    second[:32] = first[:32]
+    engine = Engine(spec, ready(spec))
+    sampling = SamplingParams(max_tokens=1, temperature=0.0, ignore_eos=True)
+    finish(engine, GenerationRequest(request_id="first", prompt_token_ids=first, sampling=sampling))
+    request = GenerationRequest(request_id="second", prompt_token_ids=second, sampling=replace(sampling, max_tokens=2))
+    deltas = finish(engine, request)["second"]
+    assert deltas[0].cached_tokens == 32
+    assert max(gaps(spec, Runner(spec_of(tiny, "cpu", FP32)), second, text_of(deltas))) < 1e-3
+
+
 def test_qwen3_norms_its_heads(tmp_path: Path, device: str) -> None:
-    folder = write_checkpoint(tmp_path, architectures=["Qwen3ForCausalLM"], model_type="qwen3")
-    spec = spec_of(folder, device, FP32)
-    many = prompts(250, 19)
-    (output,) = generate(spec, ready(spec), many, 3)
-    assert max(gaps(spec, Runner(spec_of(folder, "cpu", FP32)), many[0], output)) < 1e-3
+    folder = write_checkpoint(tmp_path, architectures=["Qwen3ForCausalLM"], model_type="qwen3", num_hidden_layers=1)
+    spec = spec_of(folder, device, FP32, **TIGHT)
+    many = prompts(VOCAB, 7, 5)
+    reference = Runner(spec_of(folder, "cpu", FP32))
+    for prompt, output in zip(many, generate(spec, ready(spec), many, 3), strict=True):
+        assert max(gaps(spec, reference, prompt, output)) < 1e-3
 
 
 def test_what_few_requests_ask_for(tiny: Path, device: str) -> None:
-    """Log-probabilities, a ban and a penalty: on the reference path the same."""
+    """Log-probabilities, bans, penalties and min_tokens, beside a request that asks for none: as on the reference
+    path."""
     asked = SamplingParams(
         max_tokens=3,
+        min_tokens=2,
+        stop_token_ids=(7,),
         temperature=0.0,
         ignore_eos=True,
         logprobs=2,
-        logit_bias={5: -100.0},
+        logit_bias={7: 50.0, 5: -100.0},
         repetition_penalty=1.3,
         frequency_penalty=0.4,
+        presence_penalty=0.2,
         prompt_logprobs=1,
     )
-    (prompt,) = prompts(250, 21)
+    plain = SamplingParams(max_tokens=3, temperature=0.0, ignore_eos=True)
+    one, other = prompts(VOCAB, 5, 13)
     found = []
-    for runner, where in ((ready(spec_of(tiny, device, FP32)), device), (Runner(spec_of(tiny, "cpu", FP32)), "cpu")):
-        engine = Engine(spec_of(tiny, where, FP32), runner)
-        engine.add(GenerationRequest(request_id="r", prompt_token_ids=prompt, sampling=asked))
-        deltas = []
-        while engine.has_work:
-            deltas += engine.step()
-        found.append(deltas)
-    for ours, theirs in zip(*found, strict=True):
-        assert ours.token_ids == theirs.token_ids
-        assert ours.logprobs[0].logprob == pytest.approx(theirs.logprobs[0].logprob, abs=1e-3)
-        assert [token for token, _ in ours.logprobs[0].top] == [token for token, _ in theirs.logprobs[0].top]
-    ours, theirs = (deltas[0].prompt_logprobs for deltas in found)
-    for one, other in zip(ours[1:], theirs[1:], strict=True):
-        assert one.logprob == pytest.approx(other.logprob, abs=1e-3)
+    for where, build in ((device, ready), ("cpu", Runner)):
+        spec = spec_of(tiny, where, FP32, **TIGHT)
+        requests = [
+            GenerationRequest(request_id="plain", prompt_token_ids=one, sampling=plain),
+            GenerationRequest(request_id="asked", prompt_token_ids=other, sampling=asked),
+        ]
+        found.append(finish(Engine(spec, build(spec)), *requests))
+    ours, theirs = found
+    assert text_of(ours["plain"]) == text_of(theirs["plain"])
+    assert text_of(ours["asked"]) == text_of(theirs["asked"])
+    assert [token == 7 for token in text_of(ours["asked"])] == [False, False, True]
+    assert ours["asked"][-1].finish_reason == "stop"
+    for our, their in zip(ours["asked"], theirs["asked"], strict=True):
+        assert our.logprobs[0].logprob == pytest.approx(their.logprobs[0].logprob, abs=1e-3)
+        assert [token for token, _ in our.logprobs[0].top] == [token for token, _ in their.logprobs[0].top]
+    our_prompt, their_prompt = (deltas["asked"][0].prompt_logprobs for deltas in found)
+    assert len(our_prompt) == len(other)
+    for our, their in zip(our_prompt[1:], their_prompt[1:], strict=True):
+        assert our.token_id == their.token_id
+        assert our.logprob == pytest.approx(their.logprob, abs=1e-3)
 
 
-def test_a_seed_gives_the_same_text_alone_and_in_a_batch(tiny: Path, device: str) -> None:
-    spec = spec_of(tiny, device, FP32)
+def test_a_seed_gives_the_same_text_alone_in_a_batch_and_after_a_preemption(tiny: Path, device: str) -> None:
+    """Three blocks: when both need a second one, the later request gives up its own and begins again."""
+    spec = spec_of(tiny, device, FP32, **TIGHT)
     runner = ready(spec)
-    many = prompts(250, 9, 12, 17)
-    sampling = SamplingParams(max_tokens=4, temperature=0.9, top_p=0.8, seed=11, ignore_eos=True)
-
-    def run(*chosen: int) -> dict[str, list[int]]:
-        engine = Engine(spec, runner)
-        for index in chosen:
-            request = GenerationRequest(request_id=str(index), prompt_token_ids=many[index], sampling=sampling)
-            engine.add(request)
-        texts: dict[str, list[int]] = {}
-        while engine.has_work:
-            for delta in engine.step():
-                texts.setdefault(delta.request_id, []).extend(delta.token_ids)
-        return texts
-
-    assert run(1)["1"] == run(0, 1, 2)["1"]
+    drawn = SamplingParams(max_tokens=5, temperature=0.9, top_p=0.8, seed=11, ignore_eos=True)
+    other, prompt = prompts(VOCAB, 14, 14)
+    request = GenerationRequest(request_id="drawn", prompt_token_ids=prompt, sampling=drawn)
+    before = GenerationRequest(
+        request_id="before", prompt_token_ids=other, sampling=SamplingParams(max_tokens=4, ignore_eos=True)
+    )
+    alone = text_of(finish(Engine(spec, runner), request)["drawn"])
+    in_a_batch = text_of(finish(Engine(spec, runner), before, request)["drawn"])
+    runner.allocate(3)
+    engine = Engine(spec, runner)
+    preempted = text_of(finish(engine, before, request)["drawn"])
+    assert engine.load().preemptions == 1
+    assert len(alone) == 5
+    assert in_a_batch == alone
+    assert preempted == alone
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("method", ["none", "fp8", "int8", "nf4"])
 def test_graphs_give_what_the_plain_launches_give(tmp_path: Path, method: str) -> None:
     folder = write_checkpoint(
-        tmp_path, hidden_size=512, intermediate_size=1024, num_attention_heads=8, num_key_value_heads=2
+        tmp_path,
+        std=0.08,
+        hidden_size=512,
+        intermediate_size=1024,
+        num_attention_heads=8,
+        num_key_value_heads=2,
+        head_dim=64,
+        vocab_size=250,
     )
-    spec = spec_of(folder, "cuda", Variant(name=method, method=method), kv_capacity_tokens=8192, max_sequences=24)
+    # LLM.int8's outlier columns are those of the whole batch, a graph's rows that only fill it up included: which
+    # columns are multiplied in floating point, and so the last bit, depends on them.
+    variant = Variant(name=method, method=method, outlier_threshold=None)
+    spec = spec_of(folder, "cuda", variant, kv_capacity_tokens=8192, max_sequences=24)
     many = prompts(250, *range(3, 23))
     assert generate(spec, ready(spec, graphs=True), many, 40) == generate(spec, ready(spec), many, 40)
 
@@ -145,8 +201,12 @@ def test_a_model_as_wide_as_llama_8b(tmp_path: Path, batch: int) -> None:
 
 
 @pytest.mark.gpu
-def test_the_embedded_model(smollm2: Path) -> None:
-    spec = spec_of(smollm2, "cuda", BF16, kv_capacity_tokens=8192, max_sequences=32)
+def test_the_embedded_model() -> None:
+    try:
+        folder = ensure_checkpoint("embedded:smollm2-135m")
+    except UserError as error:
+        pytest.skip(f"the embedded model cannot be had: {error}")
+    spec = spec_of(folder, "cuda", BF16, kv_capacity_tokens=8192, max_sequences=32)
     many = prompts(49152, *range(5, 105, 5))
     outputs = generate(spec, ready(spec, graphs=True), many, 32)
     reference = Runner(spec)
