@@ -86,11 +86,7 @@ class Head:
     def rows(self, x: Tensor, out: Tensor | None = None) -> Tensor:
         """[M, K] -> [M, N] fp32"""
         out = x.new_empty(len(x), len(self.weight), dtype=torch.float32) if out is None else out
-        if len(x) == 1:
-            return gemv(x, self.weight, out)
-        if x.is_cuda and x.dtype != torch.float32:
-            return torch.mm(x, self.weight.T, out_dtype=torch.float32, out=out)
-        return torch.mm(x.float(), self.weight.float().T, out=out)
+        return dense_rows(x, self.weight, out)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

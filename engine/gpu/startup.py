@@ -11,6 +11,8 @@ import os
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from itertools import chain
 
 import torch
 
@@ -18,11 +20,16 @@ from cluster.engine_spec import EngineSpec
 from cluster.errors import UserError
 from cluster.kv_capacity import Term, measured_capacity
 from cluster.models import cache_dir
+from cluster.request import SamplingParams
 from engine.checkpoint import file_lock
 from engine.gpu.runner import GpuRunner
+from engine.sequence import ScheduledChunk
 from engine.trial import Trial
 
 log = logging.getLogger(__name__)
+
+COSTLIEST = SamplingParams(top_p=0.9, repetition_penalty=1.1, logprobs=20, prompt_logprobs=20)
+"""Rows of logits are copied for penalties, and made of a prompt's own tokens for their log-probabilities."""
 
 
 def start_runner(spec: EngineSpec) -> GpuRunner:
@@ -38,8 +45,23 @@ def _start(spec: EngineSpec) -> GpuRunner:
     if spec.memory_bytes is not None:
         num_blocks = min(num_blocks, _measured_blocks(runner, spec, spec.memory_bytes, used_before))
     runner.allocate(num_blocks)
+    for trial in _warm_up_trials(spec):
+        if trial.num_blocks(spec.block_size) <= runner.num_blocks:
+            runner.run(trial.chunks(spec.block_size))
     runner.capture()
     return runner
+
+
+def _warm_up_trials(spec: EngineSpec) -> list[Trial]:
+    """Prompts of every size that kernels tell apart: powers of two, where tiles change, and odd numbers, for which
+    Triton compiles anew. A second of compiling belongs to the start, not to somebody's first token."""
+    longest = min(spec.token_budget, spec.max_context - 1)
+    sizes = [size for power in range(spec.token_budget.bit_length()) for size in (2**power, 2**power + 1)]
+    alone = [Trial(chunk=size) for size in sizes if size <= longest]
+    shared = [Trial(chunk=size // 2, prompts=2) for size in sizes if 2 <= size <= min(spec.token_budget, 2 * longest)]
+    whole = Trial(chunk=max(1, min(longest, spec.token_budget // spec.max_sequences)), prompts=spec.max_sequences)
+    wide = -(-spec.token_budget // longest)
+    return [*alone, *shared, whole, Trial(chunk=spec.token_budget // wide, prompts=wide)]
 
 
 def _measured_blocks(runner: GpuRunner, spec: EngineSpec, granted: int, used_before: int) -> int:
@@ -50,8 +72,8 @@ def _measured_blocks(runner: GpuRunner, spec: EngineSpec, granted: int, used_bef
     runner.allocate(budget + spec.max_sequences)
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
-    for trial in _peak_trials(spec):
-        runner.run(trial.chunks(spec.block_size))
+    for chunks in widest_steps(spec):
+        runner.run(chunks)
     activations = torch.cuda.max_memory_allocated() - before
     torch.cuda.empty_cache()
     free = torch.cuda.mem_get_info()[0]
@@ -79,11 +101,16 @@ def _measured_blocks(runner: GpuRunner, spec: EngineSpec, granted: int, used_bef
     return capacity.blocks
 
 
-def _peak_trials(spec: EngineSpec) -> list[Trial]:
-    """The widest steps there are: one long chunk of a prompt, and as many prompts' ends as may run."""
+def widest_steps(spec: EngineSpec) -> list[list[ScheduledChunk]]:
+    """One long chunk of a prompt, and as many prompts' ends as may run; every sequence asks for all that takes memory
+    beyond the draw."""
     each = max(1, spec.token_budget // spec.max_sequences)
     longest = min(spec.token_budget, spec.max_context - 1)
-    return [Trial(prompts=spec.max_sequences, chunk=min(each, longest)), Trial(chunk=longest)]
+    trials = [Trial(prompts=spec.max_sequences, chunk=min(each, longest)), Trial(chunk=longest)]
+    steps = [trial.chunks(spec.block_size) for trial in trials]
+    for chunk in chain.from_iterable(steps):
+        chunk.sequence.request = replace(chunk.sequence.request, sampling=COSTLIEST)
+    return steps
 
 
 @contextmanager

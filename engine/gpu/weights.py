@@ -157,16 +157,27 @@ class CheckpointSource:
         method, bits = config.get("quant_method"), config.get("bits", 4)
         if bits != 4:
             raise UserError(f"{self._tensors.folder}: {method} of {bits} bits is not supported; 4 bits are")
+        if method not in ("gptq", "awq"):
+            raise UserError(
+                f"{self._tensors.folder}: config.json names no gptq or awq quantization_config, which the variant's"
+                " method asks for; give a checkpoint in one of these formats as its source"
+            )
+        # AutoAWQ's other layouts (gemv, gemv_fast, marlin) put the same words elsewhere.
+        version = str(config.get("version", "gemm")).lower()
+        if method == "awq" and version != "gemm":
+            raise UserError(f"{self._tensors.folder}: awq of version {version} is not supported; version gemm is")
         qweight, qzeros, scales = (self._packed(name, part) for part in ("qweight", "qzeros", "scales"))
         if method == "awq":
-            return awq_codes(qweight, qzeros, scales)
-        if method == "gptq":
+            found = awq_codes(qweight, qzeros, scales)
+        else:
             g_idx = self._packed(name, "g_idx") if f"{name}.g_idx" in self._tensors else None
-            return gptq_codes(qweight, qzeros, scales, g_idx, v1=config.get("checkpoint_format") != "gptq_v2")
-        raise UserError(
-            f"{self._tensors.folder}: config.json names no gptq or awq quantization_config, which the variant's method"
-            " asks for; give a checkpoint in one of these formats as its source"
-        )
+            found = gptq_codes(qweight, qzeros, scales, g_idx, v1=config.get("checkpoint_format") != "gptq_v2")
+        if tuple(found.codes.shape) != (rows, columns):
+            raise UserError(
+                f"{self._tensors.folder}: {name} unpacks to {list(found.codes.shape)},"
+                f" config.json asks for {[rows, columns]}"
+            )
+        return found
 
     def _packed(self, name: str, part: str) -> Tensor:
         return self._tensors.read_packed(f"{name}.{part}").to(self._device)

@@ -17,10 +17,12 @@ from kernels.gpu.decode_attention import (
     DecodeConfig,
     allocate_split_plan,
     decode_attention,
+    default_config,
     plan_splits,
 )
+from kernels.gpu.gemv import gemv
 from kernels.gpu.kv_cache import PagedKv, allocate_paged_kv
-from kernels.gpu.prefill_attention import PrefillConfig, prefill_attention
+from kernels.gpu.prefill_attention import PrefillConfig, prefill_attention, prompt_attention_without_context
 from kernels.gpu.rotary import rotary_kv_write
 from kernels.rotary import rope_tables
 
@@ -29,51 +31,63 @@ ROTATED_BYTES = 128 * 1024 * 1024
 """What a pass over the layers reads at least; an H100's L2 holds 50 MB."""
 PEER_BYTES = 600 * 1024 * 1024
 
-DECODE = DecodeConfig()
-DECODE_VARIANTS = {
-    "4 stages, 2 programs a SM": replace(DECODE, num_stages=4, programs_per_sm=2),
-    "tile 128, 2 stages": replace(DECODE, tile_tokens=128, num_stages=2),
-    "2 warps": replace(DECODE, num_warps=2),
-    "2 programs a SM": replace(DECODE, programs_per_sm=2),
-    "6 programs a SM": replace(DECODE, programs_per_sm=6),
-    "chunks from 64": replace(DECODE, min_chunk_tokens=64),
-    "chunks from 256": replace(DECODE, min_chunk_tokens=256),
-    "second launch combines": replace(DECODE, combine_in_launch=False),
-    "no prefetch": replace(DECODE, prefetch=False),
+FEW = default_config(HEAD_DIM, torch.bfloat16, few=True)
+MANY = default_config(HEAD_DIM, torch.bfloat16)
+TILE_128 = DecodeConfig(tile_tokens=128, num_warps=8, num_stages=3, programs_per_sm=1)
+CONFIGS = {
+    "few": FEW,
+    "few, chunks from 256": replace(FEW, min_chunk_tokens=256),
+    "few, chunks from 1024": replace(FEW, min_chunk_tokens=1024),
+    "tile 128, 8 warps": TILE_128,
+    "tile 128, 8 warps, chunks from 256": replace(TILE_128, min_chunk_tokens=256),
+    "tile 128, 8 warps, chunks from 1024": replace(TILE_128, min_chunk_tokens=1024),
+    "few, 6 stages": replace(FEW, num_stages=6),
+    "few, 2 a SM": replace(FEW, programs_per_sm=2),
+    "few, 2 a SM, 2 warps": replace(FEW, programs_per_sm=2, num_warps=2),
+    "many": MANY,
+    "many, 6 a SM": replace(MANY, programs_per_sm=6),
 }
+SMALL = [name for name in CONFIGS if name not in ("few", "many, 6 a SM")]
+FULL = ["few", "few, 2 a SM", "many, 6 a SM"]
 PREFILL_VARIANTS = {
     "128 x 64": PrefillConfig(),
-    "128 x 64, 2 stages, 128 registers": PrefillConfig(num_stages=2, max_registers=128),
-    "128 x 128, 2 stages": PrefillConfig(tile_tokens=128, num_stages=2),
-    "64 x 64, 4 warps": PrefillConfig(rows=64, num_warps=4),
+    "128 x 32": PrefillConfig(tile_tokens=32),
+    "128 x 64, one head": PrefillConfig(whole_group=False),
+    "128 x 64, longest first": PrefillConfig(longest_first=True),
+    "64 x 64, 4 warps": PrefillConfig(rows=64, num_warps=4, max_registers=None),
 }
 
 
 def cases() -> Iterator[Case]:
     mixed = torch.linspace(100, 8000, 32).int()[torch.randperm(32)].tolist()
-    for lengths, shape in (
-        ([640], "1 x 640"),
-        ([8192], "1 x 8192"),
-        ([1024] * 16, "16 x 1024"),
-        ([8192] * 16, "16 x 8192"),
-        ([1024] * 64, "64 x 1024"),
-        ([700] * 256, "256 x 700"),
-        (mixed, "32 x 100..8000"),
-        ([32768] * 8, "8 x 32768"),
+    for lengths, shape, variants in (
+        ([640], "1 x 640", SMALL),
+        ([8192], "1 x 8192", ["few, chunks from 1024", "tile 128, 8 warps", "few, 2 a SM", "many"]),
+        (
+            [1024] * 16,
+            "16 x 1024",
+            ["few, 6 stages", "tile 128, 8 warps", "few, 2 a SM", "few, 2 a SM, 2 warps", "many"],
+        ),
+        ([8192] * 16, "16 x 8192", ["few, 2 a SM", "many"]),
+        ([1024] * 64, "64 x 1024", FULL),
+        ([700] * 256, "256 x 700", []),
+        (mixed, "32 x 100..8000", FULL),
+        ([32768] * 8, "8 x 32768", []),
     ):
-        variants = DECODE_VARIANTS if shape in ("1 x 640", "16 x 1024", "32 x 100..8000") else {}
         yield from _decode(lengths, shape, HEADS, KV_HEADS, variants)
-    yield from _decode([2048] * 16, "16 x 2048, 32/32 heads", 32, 32, {})
-    yield from _decode([2048] * 16, "16 x 2048, 32/1 heads", 32, 1, {})
+    yield from _decode([2048] * 16, "16 x 2048, 32/32 heads", 32, 32, [])
+    yield from _decode([2048] * 16, "16 x 2048, 32/1 heads", 32, 1, ["tile 128, 8 warps", "few, 2 a SM"])
+    for dtype in (torch.bfloat16, torch.int8):
+        yield from _between_products(dtype)
     yield from _plan(mixed)
     for sequences, chunk, context in ((8, 1024, 0), (1, 2048, 6144), (32, 256, 0)):
-        yield from _prefill(sequences, chunk, context)
+        yield from _prefill([chunk] * sequences, context, f"{sequences} x {chunk} after {context}", PREFILL_VARIANTS)
+    ragged = torch.linspace(100, 1024, 14).int()[torch.randperm(14)].tolist()
+    yield from _prefill(ragged, 0, "14 x 100..1024 after 0", {"128 x 64": PrefillConfig()})
     yield _rotary(8192)
 
 
-def _decode(
-    lengths: list[int], shape: str, heads: int, kv_heads: int, variants: dict[str, DecodeConfig]
-) -> Iterator[Case]:
+def _decode(lengths: list[int], shape: str, heads: int, kv_heads: int, variants: Sequence[str]) -> Iterator[Case]:
     width = (heads + 2 * kv_heads) * HEAD_DIM
     read = sum(lengths) * kv_heads * HEAD_DIM * 2 * 2
     layers, block_tables, rows = _paged(lengths, kv_heads, copies=-(-ROTATED_BYTES // read))
@@ -87,7 +101,7 @@ def _decode(
             partial(scaled_dot_product_attention, q, keys, values, enable_gqa=heads != kv_heads)
             for keys, values in (_contiguous(layer, block_tables, lengths) for layer in layers)
         ]
-    for name, config in {"": DECODE, **variants}.items():
+    for name in ("", *variants):
         plan = allocate_split_plan(
             max_batch=len(lengths),
             heads=heads,
@@ -95,7 +109,7 @@ def _decode(
             head_dim=HEAD_DIM,
             dtype=torch.bfloat16,
             device="cuda",
-            config=config,
+            config=CONFIGS.get(name),
         )
         plan_splits(seq_lens, rows, plan)
         out = torch.empty(len(lengths), heads * HEAD_DIM, dtype=torch.bfloat16, device="cuda")
@@ -106,6 +120,42 @@ def _decode(
             bytes=read,
             peer="SDPA, contiguous" if peer_calls and not name else "",
             peer_calls=() if name else peer_calls,
+        )
+
+
+def _between_products(dtype: torch.dtype) -> Iterator[Case]:
+    """A layer's qkv product, attention of one row of 640 tokens and o product, with and without o's prefetch."""
+    width, hidden, copies = (HEADS + 2 * KV_HEADS) * HEAD_DIM, HEADS * HEAD_DIM, 4
+    layers, block_tables, rows = _paged([640], KV_HEADS, copies=copies)
+    tables = rope_tables(HEAD_DIM, 640, theta=500000.0, device="cuda")
+    plan = allocate_split_plan(
+        max_batch=1, heads=HEADS, kv_heads=KV_HEADS, head_dim=HEAD_DIM, dtype=torch.bfloat16, device="cuda"
+    )
+    plan_splits(torch.tensor([640], dtype=torch.int32, device="cuda"), rows, plan)
+    qkv_weights, o_weights = (
+        [
+            (0.02 * torch.randn(n, hidden, device="cuda") * (2000 if dtype == torch.int8 else 1)).to(dtype)
+            for _ in layers
+        ]
+        for n in (width, hidden)
+    )
+    scales = [torch.full((n,), 1e-3, device="cuda") if dtype == torch.int8 else None for n in (width, hidden)]
+    x = torch.randn(1, hidden, device="cuda").bfloat16()
+    qkv, attended, out = (torch.empty(1, n, dtype=x.dtype, device="cuda") for n in (width, hidden, hidden))
+
+    def layer_calls(layer: PagedKv, w_qkv: Tensor, w_o: Tensor, prefetch: bool) -> None:
+        gemv(x, w_qkv, qkv, scale=scales[0])
+        decode_attention(qkv, layer, block_tables, plan, tables, out=attended, next_weights=w_o if prefetch else None)
+        gemv(attended, w_o, out, scale=scales[1])
+
+    for prefetch in (False, True):
+        yield Case(
+            operation=f"qkv, attention, o: {'o prefetched' if prefetch else 'no prefetch'}",
+            shape=f"1 x 640, {str(dtype).removeprefix('torch.')}",
+            calls=[
+                partial(layer_calls, *layer, prefetch) for layer in zip(layers, qkv_weights, o_weights, strict=True)
+            ],
+            bytes=qkv_weights[0].nbytes + o_weights[0].nbytes + layers[0].keys.nbytes * 2,
         )
 
 
@@ -129,32 +179,26 @@ def _plan(lengths: list[int]) -> Iterator[Case]:
         )
 
 
-def _prefill(sequences: int, chunk: int, context: int) -> Iterator[Case]:
-    length = chunk + context
-    tokens = sequences * chunk
-    cached = sequences * length * KV_HEADS * HEAD_DIM * 2 * 2
-    layers, block_tables, rows = _paged([length] * sequences, KV_HEADS, copies=-(-ROTATED_BYTES // cached))
+def _prefill(chunks: list[int], context: int, shape: str, variants: dict[str, PrefillConfig]) -> Iterator[Case]:
+    sequences, chunk, tokens = len(chunks), max(chunks), sum(chunks)
+    lengths = [context + length for length in chunks]
+    cached = sum(lengths) * KV_HEADS * HEAD_DIM * 2 * 2
+    layers, block_tables, rows = _paged(lengths, KV_HEADS, copies=-(-ROTATED_BYTES // cached))
     q = torch.randn(tokens, HEADS, HEAD_DIM, device="cuda").bfloat16()
-    starts = torch.arange(0, tokens + 1, chunk, dtype=torch.int32, device="cuda")
+    starts = torch.tensor([0, *chunks], device="cuda").cumsum(0).int()
     contexts = torch.full((sequences,), context, dtype=torch.int32, device="cuda")
-    peer_q = q.unflatten(0, (sequences, chunk)).transpose(1, 2).contiguous()
-    peer_calls = []
-    for layer in layers:
-        keys, values = _contiguous(layer, block_tables, [length] * sequences)
-        if context:
-            keys, values = (x.repeat_interleave(HEADS // KV_HEADS, dim=1) for x in (keys, values))
-            bias = causal_lower_right(chunk, length)
-            peer_calls.append(partial(scaled_dot_product_attention, peer_q, keys, values, attn_mask=bias))
-        else:
-            peer_calls.append(
-                partial(scaled_dot_product_attention, peer_q, keys, values, is_causal=True, enable_gqa=True)
-            )
-    pairs = sequences * (chunk * context + chunk * (chunk + 1) // 2)
-    for name, config in PREFILL_VARIANTS.items():
+    case = partial(
+        Case,
+        shape=shape,
+        bytes=cached + 2 * q.nbytes,
+        flops=4 * HEADS * HEAD_DIM * sum(n * context + n * (n + 1) // 2 for n in chunks),
+    )
+    even = len(set(chunks)) == 1
+    peer_calls = _sdpa_calls(q, layers, block_tables, sequences, chunk, context) if even else []
+    for name, config in variants.items():
         out = torch.empty_like(q)
-        yield Case(
+        yield case(
             operation=f"prefill attention: {name}",
-            shape=f"{sequences} x {chunk} after {context}",
             calls=[
                 partial(
                     prefill_attention,
@@ -170,11 +214,34 @@ def _prefill(sequences: int, chunk: int, context: int) -> Iterator[Case]:
                 )
                 for layer in layers
             ],
-            bytes=cached + 2 * q.nbytes,
-            flops=4 * HEADS * HEAD_DIM * pairs,
-            peer="SDPA, contiguous",
-            peer_calls=peer_calls,
+            peer="SDPA, contiguous" if even and config == PrefillConfig() else "",
+            peer_calls=peer_calls if config == PrefillConfig() else (),
         )
+    if not context:
+        qkvs = torch.randn(len(layers), tokens, HEADS + 2 * KV_HEADS, HEAD_DIM, device="cuda").bfloat16()
+        yield case(
+            operation="prefill attention: aten varlen flash",
+            calls=[
+                partial(prompt_attention_without_context, q, k, v, starts, chunk)
+                for _, k, v in (qkv.split([HEADS, KV_HEADS, KV_HEADS], dim=1) for qkv in qkvs)
+            ],
+        )
+
+
+def _sdpa_calls(
+    q: Tensor, layers: Sequence[PagedKv], block_tables: Tensor, sequences: int, chunk: int, context: int
+) -> list[partial[Tensor]]:
+    q = q.unflatten(0, (sequences, chunk)).transpose(1, 2).contiguous()
+    calls = []
+    for layer in layers:
+        keys, values = _contiguous(layer, block_tables, [chunk + context] * sequences)
+        if context:
+            keys, values = (x.repeat_interleave(HEADS // KV_HEADS, dim=1) for x in (keys, values))
+            bias = causal_lower_right(chunk, chunk + context)
+            calls.append(partial(scaled_dot_product_attention, q, keys, values, attn_mask=bias))
+        else:
+            calls.append(partial(scaled_dot_product_attention, q, keys, values, is_causal=True, enable_gqa=True))
+    return calls
 
 
 def _rotary(tokens: int) -> Case:

@@ -1,9 +1,11 @@
 """Cases of the linear layers of Llama-3.1-8B on a GPU: one row (gemv), decode batches and a prefill in fp8 and int8.
 
-The peer is what torch would do in bf16 (cuBLAS) unless its name says else. Weights rotate through more than 100 MB.
+The peer is what torch would do in bf16 (cuBLAS) unless its name says else. Weights rotate through more than 200 MB,
+four times the L2 of an H100. A configuration's numbers are the fields of its class in their order.
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import fields
 from functools import partial
 
 import torch
@@ -11,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from kernels.bench.case import Call, Case
+from kernels.gpu.dense import dense_rows
 from kernels.gpu.fp8 import fp8_matmul, pack_fp8
 from kernels.gpu.gemv import GemvConfig, gemv
 from kernels.gpu.int8 import int8_matmul, pack_int8
@@ -18,7 +21,7 @@ from kernels.gpu.quantized_rows import quantize_rows
 from kernels.gpu.scaled_gemm import GemmConfig, scaled_gemm
 
 QKV, ATTENTION_OUT, GATE_UP, DOWN, HEAD = (6144, 4096), (4096, 4096), (28672, 4096), (4096, 14336), (128256, 4096)
-ROTATED_BYTES = 100e6
+ROTATED_BYTES = 200e6
 EPS = 1e-5
 
 
@@ -26,6 +29,8 @@ def cases() -> Iterator[Case]:
     yield from _gemv_plain()
     yield from _gemv_fused()
     yield from _gemv_configs()
+    yield from _dense_batches()
+    yield from _dense_configs()
     yield from _batches()
     yield from _batch_configs()
 
@@ -74,19 +79,21 @@ def _gemv_plain() -> Iterator[Case]:
 def _gemv_fused() -> Iterator[Case]:
     hidden = ATTENTION_OUT[1]
     norm_weight = torch.rand(hidden, device="cuda") + 0.5
-    norm_bf16, norm = norm_weight.bfloat16(), (norm_weight, EPS)
+    norm_bf16 = norm_weight.bfloat16()
+    norm = (norm_bf16, EPS)
 
     def normed(x: Tensor) -> Tensor:
         return functional.rms_norm(x, (hidden,), norm_bf16, EPS)
 
     def gated(x: Tensor, w: Tensor) -> Tensor:
-        gate, up = functional.linear(normed(x), w).chunk(2, dim=1)
+        gate, up = functional.linear(x, w).chunk(2, dim=1)
         return functional.silu(gate) * up
 
     fused = (
         ("norm", QKV, QKV[0], {"norm": norm}, lambda x, w: functional.linear(normed(x), w)),
         ("residual", ATTENTION_OUT, ATTENTION_OUT[0], {"residual": True}, lambda x, w: functional.linear(x, w) + x),
-        ("norm, gated", GATE_UP, GATE_UP[0] // 2, {"norm": norm, "gated": True}, gated),
+        ("norm, gated", GATE_UP, GATE_UP[0] // 2, {"norm": norm, "gated": True}, lambda x, w: gated(normed(x), w)),
+        ("gated", GATE_UP, GATE_UP[0] // 2, {"gated": True}, gated),
         ("residual", DOWN, DOWN[0], {"residual": True}, lambda x, w: functional.linear(x, w) + x[:, :hidden]),
     )
     for name, (n, k), outputs, options, peer in fused:
@@ -106,22 +113,85 @@ def _gemv_fused() -> Iterator[Case]:
 
 
 def _gemv_configs() -> Iterator[Case]:
-    variants = (
-        ("bf16", ((1, 4096, 4), (2, 2048, 4), (1, 1024, 4))),
-        ("int8", ((1, 4096, 4), (4, 2048, 4), (2, 4096, 8))),
-        ("fp8", ((1, 4096, 4), (4, 2048, 4))),
+    """(rows, block_k, warps, tiles ahead)"""
+    eight = ((2, 2048, 4, 1), (1, 2048, 4, 2), (4, 2048, 4, 2), (4, 2048, 8, 2), (1, 4096, 2, 1), (2, 4096, 2, 1))
+    eight_down = ((2, 2048, 4, 1), (2, 2048, 4, 4), (2, 2048, 4, 7), (1, 2048, 4, 4), (1, 2048, 4, 7), (4, 2048, 4, 2))
+    sixteen = ((1, 2048, 4, 1), (2, 2048, 4, 2), (1, 4096, 2, 1), (2, 2048, 4, 1))
+    sixteen_down = ((1, 2048, 4, 1), (1, 2048, 4, 4), (2, 2048, 4, 2))
+    plain = (
+        *((kind, shape, eight) for kind in ("int8", "fp8") for shape in (QKV, ATTENTION_OUT, GATE_UP, HEAD)),
+        *((kind, DOWN, eight_down) for kind in ("int8", "fp8")),
+        *(("bf16", shape, sixteen) for shape in (QKV, ATTENTION_OUT)),
+        ("bf16", DOWN, sixteen_down),
     )
-    for kind, configs in variants:
-        for n, k in (ATTENTION_OUT, GATE_UP):
-            x, out, weights = _random(1, k), _random(1, n), _weights(kind, n, k)
-            for rows, block_k, num_warps in configs:
-                config = GemvConfig(rows=rows, block_k=block_k, num_warps=num_warps)
+    gated = (
+        ("int8", GATE_UP, ((2, 2048, 4, 1), (2, 2048, 4, 2), (1, 4096, 2, 1))),
+        ("fp8", GATE_UP, ((2, 2048, 4, 1), (2, 2048, 4, 2), (1, 4096, 2, 1))),
+        ("bf16", GATE_UP, ((1, 2048, 4, 2), (1, 1024, 4, 2))),
+    )
+    for is_gated, variants in ((False, plain), (True, gated)):
+        for kind, (n, k), configs in variants:
+            x, out, weights = _random(1, k), _random(1, n // 2 if is_gated else n), _weights(kind, n, k)
+            for rows, block_k, num_warps, ahead in configs:
+                config = GemvConfig(rows=rows, block_k=block_k, num_warps=num_warps, tiles_ahead=ahead)
                 yield Case(
-                    operation=f"gemv {kind}, {rows} x {block_k}, {num_warps} warps",
+                    operation=f"gemv {kind}{', gated' * is_gated} config {rows} {block_k} {num_warps} {ahead}",
                     shape=f"1 x {n} x {k}",
-                    calls=_gemv_calls(weights, x, out, config=config),
+                    calls=_gemv_calls(weights, x, out, config=config, gated=is_gated),
                     bytes=weights[0][0].nbytes + x.nbytes + out.nbytes,
                 )
+
+
+def _dense_batches() -> Iterator[Case]:
+    """Decode batches in bf16; the head's logits are fp32."""
+    for n, k in (QKV, ATTENTION_OUT, GATE_UP, DOWN, HEAD):
+        weights = _peer_weights(n, k)
+        for m in (2, 8, 16, 32, 64, 128):
+            x = _random(m, k)
+            out = torch.empty(m, n, dtype=torch.float32 if (n, k) == HEAD else torch.bfloat16, device="cuda")
+            yield Case(
+                operation="dense bf16",
+                shape=f"{m} x {n} x {k}",
+                calls=[partial(dense_rows, x, w, out, path="tiles") for w in weights],
+                bytes=weights[0].nbytes + x.nbytes + out.nbytes,
+                flops=2 * m * n * k,
+                peer="cuBLAS bf16",
+                peer_calls=[partial(dense_rows, x, w, out, path="library") for w in weights],
+            )
+
+
+def _dense_configs() -> Iterator[Case]:
+    variants = (
+        (16, QKV, ((16, 64, 128, 1, 4, 8), (16, 32, 256, 1, 4, 4))),
+        (32, QKV, ((32, 64, 128, 1, 4, 8),)),
+        (64, QKV, ((64, 64, 128, 1, 4, 6),)),
+        (16, ATTENTION_OUT, ((16, 64, 128, 1, 4, 8), (16, 64, 128, 2, 4, 8), (16, 32, 256, 1, 4, 6))),
+        (32, ATTENTION_OUT, ((32, 64, 128, 1, 4, 8), (32, 64, 128, 2, 4, 8), (32, 32, 256, 1, 4, 6))),
+        (32, ATTENTION_OUT, ((32, 64, 128, 4, 4, 4, 0), (32, 64, 128, 4, 4, 4, 8))),
+        (64, ATTENTION_OUT, ((64, 64, 128, 1, 4, 6), (64, 64, 128, 2, 4, 6))),
+        (16, GATE_UP, ((16, 64, 128, 1, 4, 3), (16, 128, 64, 1, 4, 6))),
+        (32, GATE_UP, ((32, 128, 64, 1, 4, 5), (32, 64, 128, 1, 4, 4, 0), (32, 64, 128, 1, 4, 4, 8))),
+        (64, GATE_UP, ((64, 64, 128, 1, 4, 3), (64, 128, 64, 1, 8, 4), (64, 256, 64, 1, 8, 5))),
+        (128, GATE_UP, ((128, 128, 64, 1, 8, 3), (128, 256, 64, 1, 8, 4))),
+        (16, DOWN, ((16, 64, 128, 2, 4, 8), (16, 32, 256, 1, 4, 8))),
+        (32, DOWN, ((32, 64, 128, 2, 4, 8), (32, 32, 256, 1, 4, 6))),
+        (64, DOWN, ((64, 64, 128, 2, 4, 6),)),
+    )
+    for m, (n, k), configs in variants:
+        x, out, weights = _random(m, k), _random(m, n), _peer_weights(n, k)
+        for config in configs:
+            yield Case(
+                operation="dense bf16 config " + " ".join(map(str, config)),
+                shape=f"{m} x {n} x {k}",
+                calls=[partial(dense_rows, x, w, out, path="tiles", config=_gemm_config(config)) for w in weights],
+                bytes=weights[0].nbytes + x.nbytes + out.nbytes,
+                flops=2 * m * n * k,
+            )
+
+
+def _gemm_config(values: tuple[int, ...]) -> GemmConfig:
+    names = [field.name for field in fields(GemmConfig)]
+    return GemmConfig(**dict(zip(names, values, strict=False)))
 
 
 def _batches() -> Iterator[Case]:
@@ -176,26 +246,26 @@ def _tensor_wise(rows: Tensor, weight: Tensor, one: Tensor) -> Tensor:
 
 
 def _batch_configs() -> Iterator[Case]:
-    """(block_m, block_n, block_k, splits, warps, stages) by rows and shape."""
     variants = (
-        (16, GATE_UP, ((16, 128, 128, 1, 4, 6), (16, 64, 128, 1, 4, 8))),
-        (16, ATTENTION_OUT, ((16, 64, 256, 2, 4, 4), (16, 64, 256, 8, 4, 4))),
-        (64, GATE_UP, ((64, 128, 128, 1, 4, 4),)),
-        (128, GATE_UP, ((128, 64, 128, 1, 4, 4), (128, 128, 128, 1, 4, 3))),
-        (8192, GATE_UP, ((256, 128, 128, 1, 8, 4), (128, 128, 128, 1, 4, 3))),
+        ("fp8", 16, GATE_UP, ((16, 128, 128, 1, 4, 6), (16, 64, 128, 1, 4, 8), (16, 64, 256, 1, 4, 4, 0))),
+        ("fp8", 16, ATTENTION_OUT, ((16, 64, 256, 1, 4, 8), (16, 64, 256, 2, 4, 8), (16, 32, 256, 1, 4, 8))),
+        ("fp8", 32, ATTENTION_OUT, ((32, 64, 256, 1, 4, 8), (32, 64, 256, 2, 4, 8), (32, 64, 256, 4, 4, 4))),
+        ("fp8", 64, ATTENTION_OUT, ((64, 64, 128, 1, 4, 10), (64, 64, 128, 2, 4, 8), (64, 64, 256, 2, 4, 6))),
+        ("fp8", 64, GATE_UP, ((64, 128, 128, 1, 4, 4),)),
+        ("int8", 128, ATTENTION_OUT, ((128, 64, 128, 2, 4, 6), (128, 128, 128, 4, 8, 4), (64, 64, 128, 2, 4, 6))),
+        ("int8", 128, GATE_UP, ((128, 128, 128, 1, 4, 3), (128, 128, 128, 1, 8, 4))),
+        ("int8", 256, ATTENTION_OUT, ((128, 128, 128, 2, 8, 4), (64, 128, 128, 1, 4, 6), (128, 64, 128, 2, 4, 6))),
+        ("fp8", 8192, GATE_UP, ((256, 128, 128, 1, 8, 4), (128, 256, 128, 1, 8, 4))),
     )
-    for m, (n, k), configs in variants:
-        rows = quantize_rows(_random(m, k), "fp8")
-        packed = [pack_fp8(w) for w in _peer_weights(n, k)]
+    for kind, m, (n, k), configs in variants:
+        rows, weights = quantize_rows(_random(m, k), kind), _weights(kind, n, k)
         for config in configs:
-            names = ("block_m", "block_n", "block_k", "splits", "num_warps", "num_stages")
-            fields = dict(zip(names, config, strict=True))
-            calls = [partial(fp8_matmul, rows, w, path="triton", config=GemmConfig(**fields)) for w in packed]
+            c = _gemm_config(config)
             yield Case(
-                operation="fp8 triton " + " ".join(map(str, config)),
+                operation=f"{kind} config " + " ".join(map(str, config)),
                 shape=f"{m} x {n} x {k}",
-                calls=calls,
+                calls=[partial(scaled_gemm, rows.data, rows.scale, w, scale, config=c) for w, scale in weights],
                 bytes=n * k + m * k + 2 * m * n,
                 flops=2 * m * n * k,
-                flops_dtype="fp8",
+                flops_dtype=kind,
             )

@@ -32,7 +32,9 @@ def cases() -> Iterator[Case]:
         yield _silu_mul_case(rows, None, None)
         yield _silu_mul_case(rows, "fp8", None)
     yield _silu_mul_case(8192, None, SiluMulConfig(block=2048, num_warps=4))
-    yield _silu_mul_case(8192, "fp8", SiluMulConfig(block=16384, num_warps=32))
+    for rows in (32, 256, 8192):
+        for warps in (8, 16):
+            yield _silu_mul_case(rows, "fp8", SiluMulConfig(block=16384, num_warps=warps))
     yield _quantize_rows_case(8192)
     for rows in (1, 32, 256):
         for name, temperature, top_k, top_p in (
@@ -62,9 +64,8 @@ def _named(name: str, config: object) -> str:
 
 
 def _rms_norm_case(rows: int, quantize: QuantizedKind | None, config: RmsNormConfig | None) -> Case:
-    moved = rows * HIDDEN * (6 + (2 if quantize is None else 1)) + 4 * HIDDEN
-    weight = torch.rand(HIDDEN, device="cuda")
-    weight_bf16 = weight.bfloat16()
+    moved = rows * HIDDEN * (6 + (2 if quantize is None else 1)) + 2 * HIDDEN
+    weight = torch.rand(HIDDEN, device="cuda").bfloat16()
     calls: list[Call] = []
     peers: list[Call] = []
     for _ in range(_copies(moved)):
@@ -72,7 +73,7 @@ def _rms_norm_case(rows: int, quantize: QuantizedKind | None, config: RmsNormCon
         x, residual = _random(rows, HIDDEN), _random(rows, HIDDEN)
         out = torch.empty_like(x) if quantize is None else empty_quantized_rows(rows, HIDDEN, quantize, x.device)
         calls.append(partial(rms_norm, x, weight, 1e-5, residual, out, quantize, config))
-        peers.append(partial(_torch_add_rms_norm, x, residual, weight_bf16))
+        peers.append(partial(_torch_add_rms_norm, x, residual, weight))
     return Case(
         operation=_named(f"rms_norm + residual{' + fp8 rows' if quantize else ''}", config),
         shape=f"{rows} x {HIDDEN}",

@@ -9,16 +9,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 from torch.nn import functional
+from triton.language.extra import libdevice
 
 from kernels.gpu.launch import pdl
 from kernels.gpu.quantized_rows import (
+    INTERPRETED,
     KIND_CODE,
     QuantizedKind,
     QuantizedRows,
     empty_quantized_rows,
-    quantize_tile,
+    quantize_row,
     round_to,
-    row_absmax,
 )
 
 MAX_QUANTIZED_WIDTH = 32768
@@ -32,12 +33,13 @@ class SiluMulConfig:
 
 
 def default_config(rows: int, width: int, quantize: QuantizedKind | None) -> SiluMulConfig:
-    """8 outputs a thread (one 16-byte load of gate, one of up); a whole row a program where its absmax is needed."""
+    """8 outputs a thread (one 16-byte load of gate, one of up); a whole row a program where its absmax is needed, and
+    16 outputs a thread: 32 took 306 us and not 273 for 8192 rows of 14336 on an H100."""
     if quantize is None:
         block = min(1024, triton.next_power_of_2(width))
         return SiluMulConfig(block=block, num_warps=min(max(block // 256, 1), 4))
     block = triton.next_power_of_2(width)
-    return SiluMulConfig(block=block, num_warps=min(max(block // 1024, 1), 32))
+    return SiluMulConfig(block=block, num_warps=min(max(block // 512, 1), 32))
 
 
 def silu_mul(
@@ -78,6 +80,15 @@ def silu_mul_reference(gate_up: Tensor) -> Tensor:
 
 
 @triton.jit
+def _quotient(x, y):
+    """x / y for y of 1 and above: one reciprocal and one product (0 above 2^126), not the eight steps of a division."""
+    if INTERPRETED:
+        return x / y
+    else:  # noqa: RET505 - the compiler drops this branch only where it is one
+        return libdevice.fast_dividef(x, y)
+
+
+@triton.jit
 def _silu_mul_kernel(
     gate_up, out, scale, width, in_stride, out_stride, KIND: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr
 ):
@@ -89,12 +100,11 @@ def _silu_mul_kernel(
     inside = columns < width
     gate = tl.load(gate_up + row * in_stride + columns, mask=inside, other=0.0).to(tl.float32)
     up = tl.load(gate_up + row * in_stride + width + columns, mask=inside, other=0.0).to(tl.float32)
-    product = gate / (1.0 + tl.exp(-gate)) * up
+    product = _quotient(gate, 1.0 + tl.exp(-gate)) * up
     place = out + row * out_stride + columns
     if KIND == 0:
         tl.store(place, round_to(product, out.dtype.element_ty), mask=inside)
     else:
-        tile = product[None, :]
-        quantized, scales = quantize_tile(tile, row_absmax(tile), KIND)
-        tl.store(place[None, :], quantized, mask=inside[None, :])
-        tl.store(scale + row + tl.arange(0, 1), scales)
+        quantized, row_scale = quantize_row(product, KIND)
+        tl.store(place, quantized, mask=inside)
+        tl.store(scale + row, row_scale)

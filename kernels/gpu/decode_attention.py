@@ -4,6 +4,9 @@ A program attends a run of one row's cached tokens for all query heads of one KV
 once a step on the device (`plan_splits`), for all layers: a few programs per multiprocessor whatever the mixture of
 context lengths, on a grid that depends on nothing but the batch. A row in several runs is combined by the program that
 finishes it last (Flash-Decoding without the second launch).
+
+What the kernel ahead did not write (launch.py: plan, block tables, angles, cached tokens) is read before `gdc_wait`:
+all tiles of the pipeline's first stages are under way when the queries arrive.
 """
 
 from dataclasses import dataclass
@@ -28,23 +31,32 @@ class DecodeConfig:
     tile_tokens: int = 64
     num_warps: int = 4
     num_stages: int = 3
+    """A program holds one tile less than that in flight, of 32 KiB in bf16 at 64 x 128."""
     programs_per_sm: int = 3
     """Programs wanted per multiprocessor; what the chunk length is derived from."""
     min_chunk_tokens: int = 128
     """Shorter runs cost more in combining than they give in parallel reads."""
+    max_registers: int | None = None
     combine_in_launch: bool = True
     """The last program of a row combines it; else a second launch does."""
-    prefetch: bool = True
-    """Ask for the first tiles before the queries are rotated; for short contexts, where latency is all."""
 
     def __post_init__(self) -> None:
         if self.min_chunk_tokens % self.tile_tokens:
             raise ValueError(f"runs of {self.min_chunk_tokens} tokens are not whole tiles of {self.tile_tokens}")
 
 
-def default_config(head_dim: int, dtype: torch.dtype) -> DecodeConfig:
-    """A stage is 32 KiB in bf16 at D = 128; float32 halves the tile, so that three programs fit a multiprocessor."""
-    return DecodeConfig(tile_tokens=64 if dtype.itemsize * triton.next_power_of_2(head_dim) <= 256 else 32)
+def default_config(head_dim: int, dtype: torch.dtype, *, few: bool = False) -> DecodeConfig:
+    """float32 halves the tile. `few`: heads of rows are no more than fill the card once.
+
+    Few are split into one program a multiprocessor with 96 KiB in flight (3 TB/s at 1 us of latency need 24): 16 rows
+    of 8 heads are then not split at all, and a long row is split 16 times, not 43. Two such programs fit, so uneven
+    rows too run at once. Many get three a multiprocessor, one's start and end under the others' reads; 168 registers
+    are what three of 4 warps can have.
+    """
+    tile = 64 if dtype.itemsize * triton.next_power_of_2(head_dim) <= 256 else 32
+    if few:
+        return DecodeConfig(tile_tokens=tile, num_stages=4, programs_per_sm=1)
+    return DecodeConfig(tile_tokens=tile, max_registers=168 if dtype.itemsize == 2 else None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,12 +74,20 @@ class SplitPlan:
     partial_max: Tensor
     """[max_items, kv_heads, group padded] fp32, in units of log2"""
     partial_sum: Tensor
-    programs: int
-    """Programs wanted, the static bound on how many runs are added to the rows."""
-    config: DecodeConfig
+    sms: int
+    few: DecodeConfig
+    many: DecodeConfig
+
+    def config(self, batch: int) -> DecodeConfig:
+        """`few` up to one and a half heads of rows per multiprocessor: 24 rows of 8 heads on an H100."""
+        return self.few if 2 * batch * self.arrivals.shape[1] <= 3 * self.sms else self.many
+
+    def programs(self, batch: int) -> int:
+        """Programs wanted, the static bound on how many runs are added to the rows."""
+        return self.sms * self.config(batch).programs_per_sm
 
     def max_items(self, batch: int) -> int:
-        return batch + self.programs // self.arrivals.shape[1]
+        return batch + self.programs(batch) // self.arrivals.shape[1]
 
 
 def allocate_split_plan(
@@ -80,13 +100,17 @@ def allocate_split_plan(
     device: torch.device | str,
     config: DecodeConfig | None = None,
 ) -> SplitPlan:
-    """`dtype` is the cache's. ValueError for query heads that the KV heads do not divide, or more than 32 to one."""
+    """`dtype` is the cache's; `config` is for every batch.
+
+    ValueError for query heads that the KV heads do not divide, or more than 32 to one.
+    """
     if heads % kv_heads or heads // kv_heads > 32:
         raise ValueError(f"{heads} query heads on {kv_heads} KV heads: whole groups of 1 to 32 are supported")
-    config = config or default_config(head_dim, dtype)
+    few = config or default_config(head_dim, dtype, few=True)
+    many = config or default_config(head_dim, dtype)
     arrivals = torch.zeros((max_batch, kv_heads), dtype=torch.int32, device=device)
-    programs = num_sms(arrivals) * config.programs_per_sm
-    max_items = max_batch + programs // kv_heads
+    sms = num_sms(arrivals)
+    max_items = max_batch + sms * max(few.programs_per_sm, many.programs_per_sm) // kv_heads
     partials = (max_items, kv_heads, triton.next_power_of_2(heads // kv_heads))
     return SplitPlan(
         items=torch.zeros((max_items, ITEM_FIELDS), dtype=torch.int32, device=device),
@@ -95,17 +119,22 @@ def allocate_split_plan(
         partial_out=torch.zeros((*partials, head_dim), dtype=torch.float32, device=device),
         partial_max=torch.zeros(partials, dtype=torch.float32, device=device),
         partial_sum=torch.zeros(partials, dtype=torch.float32, device=device),
-        programs=programs,
-        config=config,
+        sms=sms,
+        few=few,
+        many=many,
     )
 
 
 def plan_splits(seq_lens: Tensor, rows: Tensor, plan: SplitPlan) -> None:
-    """seq_lens [B] int32 (with the new token; 0: padding), rows [B] int32 (of the block tables) -> fills `plan`."""
+    """seq_lens [B] int32 (with the new token; 0: padding), rows [B] int32 (of the block tables) -> fills `plan`.
+
+    `decode_attention` reads the plan before it waits: a kernel must come between the two.
+    """
     batch = seq_lens.shape[0]
     if batch > plan.arrivals.shape[0]:
         raise ValueError(f"{batch} rows; the plan holds {plan.arrivals.shape[0]}")
     padded = triton.next_power_of_2(batch)
+    config = plan.config(batch)
     use_pdl = pdl(seq_lens)
     _plan_kernel[(1,)](
         seq_lens,
@@ -113,10 +142,11 @@ def plan_splits(seq_lens: Tensor, rows: Tensor, plan: SplitPlan) -> None:
         plan.items,
         plan.num_items,
         batch,
-        plan.programs,
-        plan.config.min_chunk_tokens,
+        plan.programs(batch),
+        config.min_chunk_tokens,
+        RUN_TILES=0.0125 * plan.partial_max.shape[2],
         KV_HEADS=plan.arrivals.shape[1],
-        TILE=plan.config.tile_tokens,
+        TILE=config.tile_tokens,
         FIELDS=ITEM_FIELDS,
         ROWS=padded,
         RUNS=max(1, 512 // padded),
@@ -138,15 +168,18 @@ def decode_attention(
     eps: float = 1e-6,
     scale: float | None = None,
     out: Tensor | None = None,
+    next_weights: Tensor | None = None,
 ) -> Tensor:
     """qkv [B, (H + 2 KVH) * D] before rotation, block_tables [R, max_blocks] int32 -> [B, H * D] of qkv's dtype.
 
     Row b's new token is at seq_lens[b] - 1, as `plan_splits` was given it for this batch; its key and value are
     written to the cache, and it attends to itself and all before. Rows of length 0 give zeros and touch no cache.
     `q_norm`, `k_norm` [D] fp32; `scale` defaults to 1 / sqrt(D).
+    `next_weights`: what the next kernel will read (contiguous); programs without a run bring its first
+    `prefetched_bytes(batch, ...)` into the L2. A small batch leaves the memory idle for microseconds otherwise.
     """
     batch, width = qkv.shape
-    kv_heads, head_dim, config = kv.kv_heads, kv.head_dim, plan.config
+    kv_heads, head_dim, config = kv.kv_heads, kv.head_dim, plan.config(batch)
     heads = width // head_dim - 2 * kv_heads
     group = heads // kv_heads
     group_padded = plan.partial_max.shape[2]
@@ -157,6 +190,7 @@ def decode_attention(
     scale = head_dim**-0.5 if scale is None else scale
     out = torch.empty((batch, heads * head_dim), dtype=qkv.dtype, device=qkv.device) if out is None else out
     use_pdl = pdl(qkv)
+    next_lines = 0 if next_weights is None or not qkv.is_cuda else prefetched_bytes(batch, next_weights) // 128
     _decode_kernel[(kv_heads, plan.max_items(batch))](
         qkv,
         tables.cos,
@@ -173,9 +207,11 @@ def decode_attention(
         plan.partial_sum,
         plan.arrivals,
         out,
+        out if next_weights is None else next_weights,
         block_tables.stride(0),
         scale * 1.4426950408889634,
         eps,
+        next_lines,
         GROUP=group,
         KV_HEADS=kv_heads,
         D=head_dim,
@@ -189,9 +225,10 @@ def decode_attention(
         COMBINE=config.combine_in_launch,
         STAGES=config.num_stages,
         UPCAST=not qkv.is_cuda,  # the interpreter's dot takes bf16 for integers
-        PREFETCH=config.prefetch and qkv.is_cuda,
+        NEXT=next_lines > 0,
         PDL=use_pdl,
         num_warps=config.num_warps,
+        maxnreg=config.max_registers,
         launch_pdl=use_pdl,
     )
     if not config.combine_in_launch:
@@ -215,6 +252,11 @@ def decode_attention(
     return out
 
 
+def prefetched_bytes(batch: int, weights: Tensor) -> int:
+    """Of the next kernel's weights: what a memory of 3 TB/s moves in 5 us; none once rows keep the memory busy."""
+    return min(weights.nbytes, 16 * 1024 * 1024) if batch <= 4 else 0
+
+
 @triton.jit
 def _plan_kernel(
     seq_lens,
@@ -224,6 +266,7 @@ def _plan_kernel(
     batch,
     programs,
     min_chunk,
+    RUN_TILES: tl.constexpr,
     KV_HEADS: tl.constexpr,
     TILE: tl.constexpr,
     FIELDS: tl.constexpr,
@@ -233,7 +276,6 @@ def _plan_kernel(
 ):
     if PDL:
         tl.extra.cuda.gdc_wait()
-        tl.extra.cuda.gdc_launch_dependents()
     row = tl.arange(0, ROWS)
     present = row < batch
     length = tl.load(seq_lens + row, mask=present, other=0)
@@ -242,7 +284,9 @@ def _plan_kernel(
 
     # chunk >= total * KV_HEADS / programs bounds the runs by batch + programs / KV_HEADS, whatever the lengths.
     chunk = tl.cdiv(tl.cdiv(tl.sum(cached, 0) * KV_HEADS, programs), TILE) * TILE
-    chunk = tl.maximum(chunk, min_chunk)
+    # A run costs its combining too, RUN_TILES tiles in time: t tiles in runs of n take n + t / n * RUN_TILES at least.
+    best = tl.sqrt(tl.cdiv(cached, TILE) * RUN_TILES).to(tl.int32) * TILE
+    chunk = tl.maximum(tl.maximum(chunk, min_chunk), best)
     runs = tl.maximum(tl.cdiv(cached, chunk), 1)
     step = tl.maximum(tl.cdiv(tl.cdiv(cached, runs), TILE), 1) * TILE  # the row's runs evened out
     runs = tl.where(present, tl.maximum(tl.cdiv(cached, step), 1), 0)
@@ -322,10 +366,9 @@ def _decode_kernel(
     of_group = (m < GROUP)[:, None] & in_head[None, :]
     out_at = out + row * (HEADS * D) + (kv_head * GROUP + m)[:, None] * D + d[None, :]
     if (item >= count) | (position < 0):
-        if NEXT:
-            if item >= count:
-                idle = (item - count) * KV_HEADS + kv_head
-                _prefetch_lines(next_weights, next_lines, idle, (tl.num_programs(1) - count) * KV_HEADS)
+        if NEXT and item >= count:
+            idle = (item - count) * KV_HEADS + kv_head
+            _prefetch_lines(next_weights, next_lines, idle, (tl.num_programs(1) - count) * KV_HEADS)
         if PDL:
             tl.extra.cuda.gdc_wait()
         if item < count:
@@ -336,11 +379,6 @@ def _decode_kernel(
     token = tl.arange(0, TILE)
     last = tl.maximum(end - 1, 0)
     block = tl.load(table + tl.minimum(begin + token, last) // BLOCK_SIZE)
-    new_block = tl.load(table + position // BLOCK_SIZE).to(tl.int64)
-    angle = position.to(tl.int64) * (D // 2) + d % (D // 2)
-    c = tl.load(cos + angle, mask=in_head, other=0.0)[None, :]
-    s = tl.load(sin + angle, mask=in_head, other=0.0)[None, :]
-    s = tl.where(d[None, :] < D // 2, -s, s)
     readable = (in_head & (begin < end))[None, :]
     keys_of_head = keys + kv_head * (BLOCK_SIZE * D)
     values_of_head = values + kv_head * (BLOCK_SIZE * D)
@@ -357,22 +395,30 @@ def _decode_kernel(
         block = tl.load(table + tl.minimum(start + TILE + token, last) // BLOCK_SIZE)  # a tile ahead
         if start == begin:
             # Here, not before the loop: the pipeline's first tiles are then on their way before the wait.
+            new_block = tl.load(table + position // BLOCK_SIZE).to(tl.int64)
+            angle = position.to(tl.int64) * (D // 2) + d % (D // 2)
+            c = tl.load(cos + angle, mask=in_head, other=0.0)[None, :]
+            s = tl.load(sin + angle, mask=in_head, other=0.0)[None, :]
+            s = tl.where(d[None, :] < D // 2, -s, s)
             if PDL:
                 tl.extra.cuda.gdc_wait()
                 tl.extra.cuda.gdc_launch_dependents()
             is_last = run == runs - 1
             heads = qkv + row * ((HEADS + 2 * KV_HEADS) * D)
-            one = tl.arange(0, 1)
-            new = in_head[None, :] & (is_last & (one == 0))[:, None]
+            of_new = (is_last & (m < M))[:, None] & in_head[None, :]
+            once = (is_last & (m == 0))[:, None] & in_head[None, :]
             rotated, other = _load_pairs(heads, kv_head * GROUP + m, of_group, d, D)
-            k_new, k_other = _load_pairs(heads, HEADS + kv_head + one, new, d, D)
-            v_new = tl.load(heads + (HEADS + KV_HEADS + kv_head + one)[:, None] * D + d[None, :], mask=new, other=0.0)
+            # The new key and value M times: in the queries' layout, no exchange between threads.
+            new_head = HEADS + kv_head + m * 0
+            k_new, k_other = _load_pairs(heads, new_head, of_new, d, D)
+            v_new = tl.load(heads + (new_head + KV_HEADS)[:, None] * D + d[None, :], mask=of_new, other=0.0)
             rotated = _rotated(rotated, other, q_norm, c, s, d, in_head, eps, D, NORM_Q)
             k_new = _rotated(k_new, k_other, k_norm, c, s, d, in_head, eps, D, NORM_K).to(keys.dtype.element_ty)
             v_new = v_new.to(values.dtype.element_ty)
-            new_at = (new_block * KV_HEADS + kv_head) * (BLOCK_SIZE * D) + position % BLOCK_SIZE * D + d[None, :]
-            tl.store(keys + new_at, k_new, mask=new)
-            tl.store(values + new_at, v_new, mask=new)
+            new_at = (new_block * KV_HEADS + kv_head) * (BLOCK_SIZE * D) + position % BLOCK_SIZE * D
+            new_at += (m * 0)[:, None] + d[None, :]
+            tl.store(keys + new_at, k_new, mask=once)
+            tl.store(values + new_at, v_new, mask=once)
             rotated = rotated.to(keys.dtype.element_ty)
             # The new token is the last run's, apart from the cache.
             score = tl.sum(rotated.to(tl.float32) * k_new.to(tl.float32), 1) * scale_log2

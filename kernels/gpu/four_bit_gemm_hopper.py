@@ -126,10 +126,6 @@ def gemm_hopper(
     rows = n_tile * BN + gl.arange(0, BN, gl.SliceLayout(1, lanes))
     u = gl.arange(0, 16, gl.SliceLayout(0, lanes)) % 4
 
-    if PDL:
-        gl.inline_asm_elementwise(
-            "griddepcontrol.launch_dependents; mov.u32 $0, 0;", "=r", [], dtype=gl.int32, is_pure=False, pack=1
-        )
     table = (0,)
     if NF4:
         at = registers + 8 * 32
@@ -142,7 +138,12 @@ def gemm_hopper(
         )
     if PDL:
         gl.inline_asm_elementwise(
-            "griddepcontrol.wait; mov.u32 $0, 0;", "=r", [], dtype=gl.int32, is_pure=False, pack=1
+            "griddepcontrol.wait; griddepcontrol.launch_dependents; mov.u32 $0, 0;",
+            "=r",
+            [],
+            dtype=gl.int32,
+            is_pure=False,
+            pack=1,
         )
     for s in gl.static_range(STAGES - 2):
         async_copy.async_copy_global_to_shared(

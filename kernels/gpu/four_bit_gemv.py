@@ -236,8 +236,6 @@ def _gemv(
     UNIT: tl.constexpr = NF4_UNIT if NF4 else INT4_UNIT
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     lane = tl.arange(0, QUADS)
-    if PDL:
-        tl.extra.cuda.gdc_launch_dependents()
     held = tl.minimum(row, N - 1)  # past N there may be no padding left
     tile = _words(words, held, 0, row_quads * 4, QUADS, EVEN)
     if GATED:
@@ -245,6 +243,7 @@ def _gemv(
     table = load_table(registers, 0, (lane % 32)[None, :], NF4)
     if PDL:
         tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
     total = tl.zeros([ROWS, QUADS], tl.float32)
     total_up = tl.zeros([ROWS, QUADS], tl.float32)
     squares = tl.zeros([QUADS], tl.float32)

@@ -269,7 +269,11 @@ def _gemv_kernel(
         tl.extra.cuda.gdc_launch_dependents()
     if RESIDUAL:
         added = tl.load(residual + each, mask=inside, other=0.0).to(tl.float32)
+        # without it the compiler moves the load behind the products, and every program ends with its latency
+        tl.debug_barrier()
 
+    acc = (tl.zeros((BLOCK_K // WIDTH,), tl.float32),) * STREAMS
+    squares = tl.zeros((BLOCK_K // WIDTH,), tl.float32)
     for tile in tl.static_range(FULL):
         at = tile * BLOCK_K + k
         if tile + AHEAD < FULL:
@@ -278,11 +282,10 @@ def _gemv_kernel(
             tail_tiles = _load_rows(w_rows, FULL * BLOCK_K + tail, in_rest, 0 if TAIL_MASK else None)
         xs = tl.load(x + at).to(tl.float32)
         if NORM:
-            square = _thread_sums(xs * xs, WIDTH)
-            squares = square if tile == 0 else squares + square
+            squares += _thread_sums(xs * xs, WIDTH)
             xs *= tl.load(norm_weight + at).to(tl.float32)
         products = _products(tiles, tile * STREAMS, STREAMS, xs, WIDTH, ASM)
-        acc = products if tile == 0 else _added(acc, products)
+        acc = _added(acc, products)
     if FULL > 0:
         total = _totals(acc, 0, ROWS)
         if GATED:
@@ -296,11 +299,11 @@ def _gemv_kernel(
             square = tl.sum(xs * xs)
             squares_total = square if FULL == 0 else squares_total + square
             xs *= tl.load(norm_weight + at, mask=in_rest, other=0.0 if TAIL_MASK else None).to(tl.float32)
-        acc = _products(tail_tiles, 0, STREAMS, xs, TAIL_WIDTH, ASM)
-        tail_total = _totals(acc, 0, ROWS)
+        tail_acc = _products(tail_tiles, 0, STREAMS, xs, TAIL_WIDTH, ASM)
+        tail_total = _totals(tail_acc, 0, ROWS)
         total = tail_total if FULL == 0 else total + tail_total
         if GATED:
-            tail_up = _totals(acc, ROWS, ROWS)
+            tail_up = _totals(tail_acc, ROWS, ROWS)
             up = tail_up if FULL == 0 else up + tail_up
 
     if NORM:

@@ -1,7 +1,14 @@
 """What every launch on a GPU asks of the card: programmatic dependent launch, number of SMs; it knows no operation.
 
-Programmatic dependent launch (CUDA 12.3+, Hopper) starts a kernel's programs while the one before still drains. Each
-kernel waits by `gdc_wait` before it touches what another wrote, so that only weights are read early.
+Programmatic dependent launch (CUDA 12.3+, Hopper) starts a kernel's programs while the one before still drains. The
+contract of all kernels of a decode step that are launched so:
+
+- Every program calls `gdc_wait`, on every path, and writes nothing before it.
+- `gdc_launch_dependents` comes after `gdc_wait`, never before. All programs of a kernel have then passed their wait
+  when its successor starts, so all kernels but the one directly ahead have completed and their writes are visible.
+- Before `gdc_wait` a kernel may therefore read whatever the kernel directly ahead does not write: weights, and also
+  what the step's earlier kernels wrote (plan, block tables, angles, cached tokens). After it, the rest.
+- A kernel that never calls `gdc_launch_dependents` (any of torch's) starts its successor once its programs have ended.
 """
 
 from functools import cache

@@ -18,20 +18,25 @@ from kernels.gpu.kv_cache import PagedKv, gather_tokens
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PrefillConfig:
     rows: int = 128
-    """Rows of a tile of the score matrix: query positions times the heads of a group."""
+    """Rows of a tile of the score matrix: query positions times the heads of a program."""
     tile_tokens: int = 64
     num_warps: int = 8
-    num_stages: int = 3
-    max_registers: int | None = None
-    """128 lets two programs of 8 warps share a multiprocessor, at the price of some spills."""
+    num_stages: int = 2
+    max_registers: int | None = 128
+    """128 lets two programs of 8 warps share a multiprocessor: 14 % faster on an H100, though ptxas then runs the
+    wgmma one by one (64 tokens a tile need 144 registers for that, 32 need 128)."""
+    whole_group: bool = True
+    """A program takes all query heads of a KV head; else one."""
+    longest_first: bool = False
+    """Over the whole grid; else sequence by sequence, whose keys and values then stay in the L2."""
 
 
 def default_config(max_query_len: int, group: int, head_dim: int, dtype: torch.dtype) -> PrefillConfig:
     """64 rows are one warpgroup's wgmma; fewer would leave it for mma.sync. float32 (no wgmma) keeps small tiles."""
     if dtype == torch.float32:
-        return PrefillConfig(rows=32, tile_tokens=32, num_warps=4, num_stages=2)
+        return PrefillConfig(rows=32, tile_tokens=32, num_warps=4, max_registers=None)
     if max_query_len * group <= 64:
-        return PrefillConfig(rows=64, num_warps=4)
+        return PrefillConfig(rows=64, num_warps=4, max_registers=None)
     return PrefillConfig()
 
 
@@ -61,11 +66,17 @@ def prefill_attention(
         raise ValueError(f"queries {tuple(q.shape)} do not fit a cache of {kv_heads} heads of {kv.head_dim}")
     if not (q.is_contiguous() and kv.keys.is_contiguous() and kv.values.is_contiguous()):
         raise ValueError("q and the cache must be contiguous")
+    config = config or default_config(max_query_len, group, head_dim, q.dtype)
+    if config.tile_tokens % kv.block_size and kv.block_size % config.tile_tokens:
+        raise ValueError(f"tiles of {config.tile_tokens} tokens do not fit blocks of {kv.block_size}")
     out = torch.empty_like(q) if out is None else out
     if max_query_len == 0:
         return out
-    config = config or default_config(max_query_len, group, head_dim, q.dtype)
-    _prefill_kernel[(triton.cdiv(max_query_len, config.rows // group), kv_heads, rows.shape[0])](
+    packed = group if config.whole_group else 1
+    tiles = triton.cdiv(max_query_len, config.rows // packed)
+    sequences, head_programs = rows.shape[0], heads // packed
+    grid = (head_programs, sequences, tiles) if config.longest_first else (tiles, head_programs, sequences)
+    _prefill_kernel[grid](
         q,
         kv.keys,
         kv.values,
@@ -77,6 +88,7 @@ def prefill_attention(
         block_tables.stride(0),
         (head_dim**-0.5 if scale is None else scale) * 1.4426950408889634,
         GROUP=group,
+        PACKED=packed,
         KV_HEADS=kv_heads,
         D=head_dim,
         D_PADDED=triton.next_power_of_2(head_dim),
@@ -84,6 +96,7 @@ def prefill_attention(
         ROWS=config.rows,
         TILE=config.tile_tokens,
         STAGES=config.num_stages,
+        LONGEST_FIRST=config.longest_first,
         UPCAST=not q.is_cuda,  # the interpreter's dot takes bf16 for integers
         num_warps=config.num_warps,
         maxnreg=config.max_registers,
@@ -104,6 +117,7 @@ def _prefill_kernel(
     table_stride,
     scale_log2,
     GROUP: tl.constexpr,
+    PACKED: tl.constexpr,
     KV_HEADS: tl.constexpr,
     D: tl.constexpr,
     D_PADDED: tl.constexpr,
@@ -111,26 +125,29 @@ def _prefill_kernel(
     ROWS: tl.constexpr,
     TILE: tl.constexpr,
     STAGES: tl.constexpr,
+    LONGEST_FIRST: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
-    QUERIES: tl.constexpr = ROWS // GROUP
+    QUERIES: tl.constexpr = ROWS // PACKED
     PRECISION: tl.constexpr = "ieee" if keys.dtype.element_ty == tl.float32 else "tf32"
-    sequence = tl.program_id(2)
-    kv_head = tl.program_id(1)
+    TILES: tl.constexpr = 2 if LONGEST_FIRST else 0
+    first_head = tl.program_id(0 if LONGEST_FIRST else 1) * PACKED
+    sequence = tl.program_id(1 if LONGEST_FIRST else 2)
+    kv_head = first_head // GROUP
     query_start = tl.load(query_starts + sequence)
     queries = tl.load(query_starts + sequence + 1) - query_start
-    first = (tl.num_programs(0) - 1 - tl.program_id(0)) * QUERIES  # the longest programs start first
-    if first >= queries:
-        return
     context = tl.load(context_lens + sequence)
     table = block_tables + tl.load(rows + sequence).to(tl.int64) * table_stride
+    first = (tl.num_programs(TILES) - 1 - tl.program_id(TILES)) * QUERIES  # of a head, the longest programs start first
+    if first >= queries:
+        return
 
     m = tl.arange(0, ROWS)
     d = tl.arange(0, D_PADDED)
-    query = first + m // GROUP
-    at = (query_start + query).to(tl.int64) * (GROUP * KV_HEADS * D) + (kv_head * GROUP + m % GROUP) * D
+    query = first + m // PACKED
+    at = (query_start + query).to(tl.int64) * (GROUP * KV_HEADS * D) + (first_head + m % PACKED) * D
     at = at[:, None] + d[None, :]
-    present = ((m < QUERIES * GROUP) & (query < queries))[:, None] & (d < D)[None, :]
+    present = ((m < QUERIES * PACKED) & (query < queries))[:, None] & (d < D)[None, :]
     tile = tl.load(q + at, mask=present, other=0.0)
     if UPCAST:
         tile = tile.to(tl.float32)
@@ -143,19 +160,21 @@ def _prefill_kernel(
     acc = tl.zeros((ROWS, D_PADDED), tl.float32)
     keys += kv_head * (BLOCK_SIZE * D)
     values += kv_head * (BLOCK_SIZE * D)
+    # Tokens past the end are zeros, not what an earlier tenant of the block left. A tile is whole blocks (or a part of
+    # one), so a thread's slots stay the same.
     in_head = (d < D)[None, :]
     token = tl.arange(0, TILE)
-    block = tl.load(table + tl.minimum(token, end - 1) // BLOCK_SIZE)
+    in_block = (token % BLOCK_SIZE * D)[:, None] + d[None, :]
+    block = tl.load(table + token // BLOCK_SIZE, mask=token < end, other=0)
     for start in tl.range(0, end, TILE, num_stages=STAGES):
-        slot = tl.minimum(start + token, end - 1) % BLOCK_SIZE
-        offset = (block.to(tl.int64) * (KV_HEADS * BLOCK_SIZE * D) + slot * D)[:, None] + d[None, :]
-        if D == D_PADDED:
-            k = tl.load(keys + offset)
-            v = tl.load(values + offset)
-        else:
-            k = tl.load(keys + offset, mask=in_head, other=0.0)
-            v = tl.load(values + offset, mask=in_head, other=0.0)
-        block = tl.load(table + tl.minimum(start + TILE + token, end - 1) // BLOCK_SIZE)  # a tile ahead
+        offset = (block.to(tl.int64) * (KV_HEADS * BLOCK_SIZE * D))[:, None] + in_block
+        if BLOCK_SIZE > TILE:
+            offset += start % BLOCK_SIZE * D
+        held = (start + token < end)[:, None] & in_head
+        k = tl.load(keys + offset, mask=held, other=0.0)
+        v = tl.load(values + offset, mask=held, other=0.0)
+        ahead = start + TILE + token
+        block = tl.load(table + ahead // BLOCK_SIZE, mask=ahead < end, other=0)  # a tile ahead
         if UPCAST:
             k, v = k.to(tl.float32), v.to(tl.float32)
         scores = tl.dot(tile, tl.trans(k), input_precision=PRECISION)
@@ -167,7 +186,40 @@ def _prefill_kernel(
         total = total * rescale + tl.sum(weights, 1)
         acc = tl.dot(weights.to(v.dtype), v, acc * rescale[:, None], input_precision=PRECISION)
         top = new_top
+    # Read again, so that no thread keeps the addresses of its rows through the loop: 24 registers.
+    row = tl.load(query_starts + sequence, volatile=True) + first + m // PACKED
+    at = row.to(tl.int64) * (GROUP * KV_HEADS * D) + (first_head + m % PACKED) * D
+    at = at[:, None] + d[None, :]
+    present = (m < QUERIES * PACKED) & (row < tl.load(query_starts + sequence + 1, volatile=True))
+    present = present[:, None] & (d < D)[None, :]
     tl.store(out + at, (acc / total[:, None]).to(out.dtype.element_ty), mask=present)
+
+
+def prompt_attention_without_context(
+    q: Tensor, k: Tensor, v: Tensor, query_starts: Tensor, max_query_len: int, scale: float | None = None
+) -> Tensor:
+    """q [T, H, D], k and v [T, KVH, D], rotated -> [T, H, D]: causal, over the chunks themselves alone. CUDA only.
+
+    torch's flash attention, for a step of which every sequence starts at position 0: bf16 or fp16, D a multiple of 8
+    up to 256, elements of a head contiguous (views of one qkv tensor will do); query_starts [S + 1] int32. It reads
+    keys and values as they were computed, in no blocks, so they are in the cache only if another kernel writes them.
+    Whether all contexts are 0 is known to whoever made the batch: nothing is read from the device.
+    """
+    if not q.is_cuda:
+        raise ValueError("torch's flash attention of packed sequences runs on CUDA devices only")
+    return torch.ops.aten._flash_attention_forward(
+        q,
+        k,
+        v,
+        query_starts,
+        query_starts,
+        max_query_len,
+        max_query_len,
+        dropout_p=0.0,
+        is_causal=True,
+        return_debug_mask=False,
+        scale=scale,
+    )[0]
 
 
 def prefill_attention_reference(

@@ -94,19 +94,38 @@ def row_absmax(y):
 @triton.jit
 def quantize_tile(y, absmax, KIND: tl.constexpr):
     """fp32 [ROWS, BLOCK] and its rows' absmax -> data, scale [ROWS]."""
+    scale = _scale(absmax, KIND)
+    return _quantized(y * (1.0 / scale)[:, None], KIND), scale
+
+
+@triton.jit
+def quantize_row(y, KIND: tl.constexpr):
+    """fp32 [BLOCK], one row -> data, scale. Not a tile of one row: its scale and data would be stored in two layouts,
+    for which the compiler moves the row through shared memory twice."""
+    bits = y.to(tl.int32, bitcast=True) & 0x7FFFFFFF
+    scale = _scale(tl.max(bits, axis=0).to(tl.float32, bitcast=True), KIND)
+    return _quantized(y * (1.0 / scale), KIND), scale
+
+
+@triton.jit
+def _scale(absmax, KIND: tl.constexpr):
     largest: tl.constexpr = 448.0 if KIND == 1 else 127.0
-    scale = tl.where(absmax == 0.0, 1.0, absmax * (1.0 / largest)) + (absmax - absmax)
-    scaled = y * (1.0 / scale)[:, None]
+    return tl.where(absmax == 0.0, 1.0, absmax * (1.0 / largest)) + (absmax - absmax)
+
+
+@triton.jit
+def _quantized(scaled, KIND: tl.constexpr):
     # Rounding of the scale can leave the largest element a bit above the range; NaN stays NaN in fp8.
     if KIND == 1:
-        scaled = tl.where(scaled > 448.0, 448.0, tl.where(scaled < -448.0, -448.0, scaled))
+        if INTERPRETED:  # a GPU's conversion saturates
+            scaled = tl.where(scaled > 448.0, 448.0, tl.where(scaled < -448.0, -448.0, scaled))
         data = round_to(scaled, tl.float8e4nv)
     else:
         scaled = tl.minimum(tl.maximum(scaled, -127.0), 127.0)
         scaled = tl.where(scaled == scaled, scaled, 0.0)
         # Adding 1.5 * 2^23 leaves no bits for a fraction: round half to even in two additions.
         data = ((scaled + 12582912.0) - 12582912.0).to(tl.int8)
-    return data, scale
+    return data
 
 
 @triton.jit
@@ -116,11 +135,10 @@ def _quantize_rows_kernel(
     if PDL:
         tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
-    rows = tl.program_id(0) + tl.arange(0, 1)
-    columns = tl.arange(0, BLOCK)[None, :]
+    row = tl.program_id(0).to(tl.int64)
+    columns = tl.arange(0, BLOCK)
     inside = columns < width
-    wide = rows[:, None].to(tl.int64)
-    y = tl.load(x + wide * x_stride + columns, mask=inside, other=0.0).to(tl.float32)
-    quantized, scales = quantize_tile(y, row_absmax(y), KIND)
-    tl.store(data + wide * data_stride + columns, quantized, mask=inside)
-    tl.store(scale + rows, scales)
+    y = tl.load(x + row * x_stride + columns, mask=inside, other=0.0).to(tl.float32)
+    quantized, row_scale = quantize_row(y, KIND)
+    tl.store(data + row * data_stride + columns, quantized, mask=inside)
+    tl.store(scale + row, row_scale)

@@ -2,10 +2,10 @@
 product; it knows neither who quantised nor which layer.
 
 One kernel, by the types it meets: int8 x int8 (int32 sums), fp8 x fp8 and bf16 x bf16 (fp32 sums) on the matrix units,
-or bf16 activations with the 8-bit weights widened in registers. It computes tiles of out.T: Hopper's wgmma takes at least 64
-rows of its first operand, which N always has and a decode batch does not; the batch is the second, 8 to 256 wide.
-Both come by the tensor memory accelerator, which fills with zeros past the end (pointers spill registers at 128 x 128),
-or by pointers where it cannot be used: rows that are no multiple of 16 bytes, cards before Hopper.
+or bf16 activations with the 8-bit weights widened in registers. It computes tiles of out.T: Hopper's wgmma takes at
+least 64 rows of its first operand, which N always has and a decode batch does not; the batch is the second, 8 to 256
+wide. Both come by the tensor memory accelerator, which fills with zeros past the end (pointers spill registers at
+128 x 128), or by pointers where it cannot be used: rows that are no multiple of 16 bytes, cards before Hopper.
 
 A program's first weights are on their way to the L2 before the kernel ahead has ended: no kernel writes weights.
 
@@ -74,7 +74,7 @@ def default_config(m: int, n: int, k: int, *, sms: int, weight_bytes: int = 1) -
     elif m <= 64:
         block_m, block_n, block_k, num_warps, num_stages = 64, 64, 128, 4, 5
     elif m <= 128:
-        block_m, block_n, block_k, num_warps, num_stages = 128, 128, 128, 4, 3
+        block_m, block_n, block_k, num_warps, num_stages = 128, 64, 128, 4, 4
     else:  # 256 x 128 spills registers where there are outliers
         block_m, block_n, block_k, num_warps, num_stages = 128, 256, 128, 8, 4
     tiles, splits = triton.cdiv(m, block_m) * triton.cdiv(n, block_n), 1

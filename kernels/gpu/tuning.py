@@ -20,13 +20,13 @@ FOLDER = Path(__file__).parent / "tuned"
 
 def tuned_config(operation: str, config: type[Config], tensor: Tensor, **sizes: int) -> Config | None:
     """The entry for these sizes on the tensor's card."""
-    return _config_on(operation, config, tensor.device.index, **sizes) if tensor.is_cuda else None
+    fields = _fields_on(tensor.device.index, operation, **sizes) if tensor.is_cuda else None
+    return None if fields is None else config(**fields)
 
 
 @cache
-def _config_on(operation: str, config: type[Config], device: int, **sizes: int) -> Config | None:
-    fields = first_match(_entries(torch.cuda.get_device_name(device)).get(operation, []), sizes)
-    return None if fields is None else config(**fields)
+def _fields_on(device: int, operation: str, **sizes: int) -> dict[str, int] | None:
+    return first_match(_entries(torch.cuda.get_device_name(device)).get(operation, []), sizes)
 
 
 def first_match(entries: list[Entry], sizes: dict[str, int]) -> dict[str, int] | None:

@@ -131,6 +131,11 @@ def test_hardware_that_the_engine_does_not_run_on_is_for_planning_only() -> None
     assert (part.memory_share, part.compute_share) == (1, 1.0)
 
 
+def test_a_method_that_the_hardware_does_not_run_is_named() -> None:
+    with pytest.raises(UserError, match=r"variants.fast.method: fp8 does not run on"):
+        placed("variants: {fast: {method: fp8}}")
+
+
 def test_replicas_share_gpus_only_where_there_are_too_few() -> None:
     h100 = accelerator_named("H100-80G")
     shared = slice_of(config_of("autoscaling: {budget: {gpus: 2}}"), h100, 3)

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from cluster.accelerators import Accelerator, accelerator_named, detect_cpu, gpu_of, known_accelerators
+from cluster.accelerators import (
+    Accelerator,
+    accelerator_named,
+    detect,
+    detect_cpu,
+    detect_gpu,
+    gpu_of,
+    known_accelerators,
+    serving_kinds,
+)
 from cluster.errors import UserError
 
 
@@ -78,3 +88,14 @@ def test_gpus_by_the_names_of_nvidia_smi(line: str, name: str | None) -> None:
     assert (found.name if found else None) == name
     if found is not None:
         assert found.memory_bytes == int(line.splitlines()[0].split(",")[1]) * 2**20
+        assert found.count == len(line.splitlines())
+
+
+def test_torchs_cpu_build_serves_on_the_cpu_whatever_the_host_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    has_gpus = torch.version.cuda is not None
+    assert serving_kinds() == (("gpu", "cpu") if has_gpus else ("cpu",))
+    monkeypatch.setattr("cluster.accelerators._nvidia_smi", lambda: "NVIDIA H100 80GB HBM3, 81559")
+    assert detect().name == ("H100-80G" if has_gpus else detect_cpu().name)
+    assert detect_gpu() == replace(known_accelerators()["H100-80G"], count=1)

@@ -46,21 +46,47 @@ def device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def write_checkpoint(folder: Path, *, seed: int = 0, std: float = 0.16, **config: object) -> Path:
-    """A Llama (or what `config` says) of random weights, without a tokenizer; by itself it is as small as shows a mix-up
-    of heads, layers or columns, since the interpreter takes milliseconds for each row of a matrix."""
+def write_smollm2_config(folder: Path) -> Path:
+    """SmolLM2-135M's shape alone, for made-up weights."""
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_act": "silu",
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+        "head_dim": 64,
+        "vocab_size": 49152,
+        "max_position_embeddings": 8192,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 100000.0,
+        "tie_word_embeddings": True,
+        "eos_token_id": 2,
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def write_checkpoint(folder: Path, *, seed: int = 0, std: float = 0.22, **config: object) -> Path:
+    """A Llama (or what `config` says) of random weights, without a tokenizer.
+
+    Its defaults are the smallest that show a mix-up of heads, layers or columns: the interpreter takes milliseconds for
+    each row of a matrix.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     values: dict[str, object] = {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
         "hidden_act": "silu",
-        "hidden_size": 32,
-        "intermediate_size": 48,
+        "hidden_size": 16,
+        "intermediate_size": 24,
         "num_hidden_layers": 2,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
         "head_dim": 16,
-        "vocab_size": 101,
+        "vocab_size": 41,
         "max_position_embeddings": 4096,
         "rms_norm_eps": 1e-5,
         "rope_theta": 10000.0,

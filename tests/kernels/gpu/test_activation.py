@@ -5,8 +5,7 @@ import torch
 
 from kernels.gpu.activation import silu_mul, silu_mul_reference
 from kernels.gpu.quantized_rows import quantize_rows_reference
-
-BOUND = {"fp8": 0.035, "int8": 0.03}
+from tests.kernels.gpu.rounding import quantization_error
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
@@ -23,7 +22,7 @@ def test_close_to_float64(device, relative_error, dtype, rows, width):
 def test_quantized(device, relative_error, kind, rows, width):
     gate_up = torch.randn(rows, 2 * width, dtype=torch.bfloat16, device=device)
     out, expected = silu_mul(gate_up, quantize=kind), silu_mul_reference(gate_up)
-    assert relative_error(out.data.float() * out.scale[:, None], expected) < BOUND[kind]
+    assert relative_error(out.data.float() * out.scale[:, None], expected) < quantization_error(expected, kind)
     wanted = quantize_rows_reference(expected.float(), kind)
     assert torch.allclose(out.scale, wanted.scale, rtol=1e-5)
     assert (out.data.float() != wanted.data.float()).float().mean() < 0.01
@@ -45,4 +44,5 @@ def test_large_on_the_card(device, relative_error, kind, rows, width):
     out = silu_mul(gate_up, quantize=kind)
     rows = min(rows, 64)
     got = out[-rows:] if kind is None else out.data[-rows:].float() * out.scale[-rows:, None]
-    assert relative_error(got, silu_mul_reference(gate_up[-rows:])) < (4e-3 if kind is None else BOUND[kind])
+    expected = silu_mul_reference(gate_up[-rows:])
+    assert relative_error(got, expected) < (4e-3 if kind is None else quantization_error(expected, kind))

@@ -56,6 +56,7 @@ def test_dispatch_rule():
     assert fp8_path(1, 64, 64, quantized=False, has_fp8=True) == "gemv"
     assert fp8_path(1, 64, 64, quantized=True, has_fp8=True) == "triton"
     assert fp8_path(64, 64, 64, quantized=False, has_fp8=False) == "widened"
+    assert [fp8_path(m, 64, 64, quantized=True, has_fp8=True) for m in (64, 65)] == ["triton", "rows"]
     assert fp8_path(500, 64, 64, quantized=False, has_fp8=True) == "rows"
     assert fp8_path(500, 65, 64, quantized=False, has_fp8=True) == "triton"
 

@@ -60,6 +60,27 @@ def test_residual_may_be_the_output(rows, device, relative_error):
     assert relative_error(out, expected) < BF16_ROUNDING
 
 
+@pytest.mark.parametrize("tiles_ahead", [1, 2, 3, 9])
+@pytest.mark.parametrize(("rows", "gated"), [(1, True), (2, True), (2, False), (4, False)])
+def test_tiles_ahead(tiles_ahead, rows, gated, device, relative_error):
+    weight, scale = weight_of("int8", 10, 3 * 512 + 256, device)
+    x = torch.randn(1, weight.shape[1], dtype=torch.bfloat16, device=device)
+    outputs = 5 if gated else 10
+    residual = torch.randn(1, outputs, dtype=torch.bfloat16, device=device)
+    fusions = {"scale": scale, "gated": gated, "residual": residual, "bias": torch.randn(10, device=device)}
+    config = GemvConfig(rows=rows, block_k=512, num_warps=4, tiles_ahead=tiles_ahead)
+    out = gemv(x, weight, poisoned(outputs, device), config=config, **fusions)
+    assert relative_error(out, gemv_reference(x, weight, **fusions)) < BF16_ROUNDING
+
+
+def test_norm_weight_in_bf16(device, relative_error):
+    weight, _ = weight_of("bf16", 6, 640, device)
+    x = torch.randn(1, 640, dtype=torch.bfloat16, device=device)
+    norm = (torch.rand(640, device=device).bfloat16(), 1e-5)
+    out = gemv(x, weight, poisoned(6, device), norm=norm)
+    assert relative_error(out, gemv_reference(x, weight, norm=norm)) < BF16_ROUNDING
+
+
 def test_fp32_row(device, relative_error):
     weight, scale = weight_of("int8", 9, 600, device)
     x = torch.randn(1, 600, device=device)
@@ -88,8 +109,8 @@ def test_shapes_are_checked(device):
 def test_large(kind, n, k, device, relative_error):
     weight, scale = weight_of(kind, n, k, device)
     x = torch.randn(1, k, dtype=torch.bfloat16, device=device)
-    for rows, block_k, num_warps in ((1, 1024, 4), (2, 2048, 4), (4, 4096, 8)):
-        config = GemvConfig(rows=rows, block_k=block_k, num_warps=num_warps)
+    for rows, block_k, num_warps in ((1, 1024, 4), (2, 2048, 4), (4, 4096, 8), (1, 4096, 2)):
+        config = GemvConfig(rows=rows, block_k=block_k, num_warps=num_warps, tiles_ahead=4)
         out = gemv(x, weight, poisoned(n, device), scale=scale, config=config)
         assert relative_error(out, gemv_reference(x, weight, scale=scale)) < BF16_ROUNDING
 

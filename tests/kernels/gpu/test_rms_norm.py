@@ -5,10 +5,9 @@ import torch
 
 from kernels.gpu.quantized_rows import QuantizedRows, quantize_rows, quantize_rows_reference
 from kernels.gpu.rms_norm import RmsNormConfig, rms_norm, rms_norm_reference
+from tests.kernels.gpu.rounding import quantization_error
 
 EPS = 1e-5
-# One step of e4m3 is 1/16 to 1/8 of a value, of int8 1/127 of the row's largest: Gaussian rows lose this much.
-BOUND = {"fp8": 0.035, "int8": 0.03}
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
@@ -35,6 +34,14 @@ def test_any_tiling_gives_the_same_bits(device, rows_per_tile, tiles):
     assert torch.allclose(out, rms_norm(x, weight, EPS), rtol=1e-6)
 
 
+@pytest.mark.parametrize("kind", [None, "fp8"])
+def test_weight_in_bf16(device, relative_error, kind):
+    x, weight = torch.randn(5, 300, dtype=torch.bfloat16, device=device), torch.randn(300, device=device).bfloat16()
+    out, expected = rms_norm(x, weight, EPS, quantize=kind), rms_norm_reference(x, weight, EPS)
+    got = out if kind is None else out.data.float() * out.scale[:, None]
+    assert relative_error(got, expected) < (4e-3 if kind is None else quantization_error(expected, kind))
+
+
 def test_strided_rows(device, relative_error):
     wide = torch.randn(5, 300, dtype=torch.bfloat16, device=device)
     weight = torch.randn(128, device=device)
@@ -52,7 +59,7 @@ def test_quantized_rows_stand_for_the_norm(device, relative_error, kind, rows, w
     out = rms_norm(x, weight, EPS, residual, quantize=kind)
     assert isinstance(out, QuantizedRows)
     assert torch.equal(residual, expected_residual)
-    assert relative_error(out.data.float() * out.scale[:, None], expected) < BOUND[kind]
+    assert relative_error(out.data.float() * out.scale[:, None], expected) < quantization_error(expected, kind)
     wanted = quantize_rows_reference(expected.float(), kind)
     assert torch.allclose(out.scale, wanted.scale, rtol=1e-5)
     assert (out.data.float() != wanted.data.float()).float().mean() < 0.01  # a neighbour where rounding was a tie
@@ -92,7 +99,7 @@ def test_large_on_the_card(device, relative_error, kind, rows, width):
     expected = rms_norm_reference(x, weight, EPS, residual.clone())
     out = rms_norm(x, weight, EPS, residual, quantize=kind)
     got = out if kind is None else out.data.float() * out.scale[:, None]
-    assert relative_error(got, expected) < (4e-3 if kind is None else BOUND[kind])
+    assert relative_error(got, expected) < (4e-3 if kind is None else quantization_error(expected, kind))
 
 
 def test_too_wide_is_refused(device):
