@@ -80,7 +80,6 @@ class GpuDecoder:
                 q_norm=layer.q_norm,
                 k_norm=layer.k_norm,
                 eps=self._eps,
-                next_weights=layer.o.words,
             )
 
         self.weights.head.rows(self._hidden(token_ids, kv_cache, attend), logits)

@@ -28,11 +28,6 @@ class GpuLinear(Protocol):
     @property
     def nbytes(self) -> int: ...
 
-    @property
-    def words(self) -> Tensor:
-        """What a product reads most of: where the next kernel's weights may be asked for ahead of time."""
-        ...
-
     def wants(self, num_rows: int) -> Quantization | None:
         """The form in which so many rows are best handed over, by the norm or the gate that makes them."""
         ...
@@ -54,10 +49,6 @@ class DenseLinear:
     @property
     def nbytes(self) -> int:
         return self.weight.nbytes
-
-    @property
-    def words(self) -> Tensor:
-        return self.weight
 
     def wants(self, num_rows: int) -> Quantization | None:
         return None
@@ -98,10 +89,6 @@ class Fp8Linear:
     def nbytes(self) -> int:
         return self.packed.nbytes
 
-    @property
-    def words(self) -> Tensor:
-        return self.packed.data
-
     def wants(self, num_rows: int) -> Quantization | None:
         return "fp8" if num_rows > 1 else None
 
@@ -125,10 +112,6 @@ class Int8Linear:
     @property
     def nbytes(self) -> int:
         return self.packed.nbytes
-
-    @property
-    def words(self) -> Tensor:
-        return self.packed.qdata
 
     def wants(self, num_rows: int) -> Quantization | None:
         return None
@@ -154,10 +137,6 @@ class FourBitLinear:
     @property
     def nbytes(self) -> int:
         return self.packed.nbytes
-
-    @property
-    def words(self) -> Tensor:
-        return self.packed.words
 
     def wants(self, num_rows: int) -> Quantization | None:
         return None

@@ -14,7 +14,6 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from kernels.bench.case import Case
 from kernels.gpu.decode_attention import (
-    DecodeConfig,
     allocate_split_plan,
     decode_attention,
     default_config,
@@ -31,24 +30,10 @@ ROTATED_BYTES = 128 * 1024 * 1024
 """What a pass over the layers reads at least; an H100's L2 holds 50 MB."""
 PEER_BYTES = 600 * 1024 * 1024
 
-FEW = default_config(HEAD_DIM, torch.bfloat16, few=True)
+ONE = default_config(HEAD_DIM, torch.bfloat16, "one")
+FEW = default_config(HEAD_DIM, torch.bfloat16, "few")
 MANY = default_config(HEAD_DIM, torch.bfloat16)
-TILE_128 = DecodeConfig(tile_tokens=128, num_warps=8, num_stages=3, programs_per_sm=1)
-CONFIGS = {
-    "few": FEW,
-    "few, chunks from 256": replace(FEW, min_chunk_tokens=256),
-    "few, chunks from 1024": replace(FEW, min_chunk_tokens=1024),
-    "tile 128, 8 warps": TILE_128,
-    "tile 128, 8 warps, chunks from 256": replace(TILE_128, min_chunk_tokens=256),
-    "tile 128, 8 warps, chunks from 1024": replace(TILE_128, min_chunk_tokens=1024),
-    "few, 6 stages": replace(FEW, num_stages=6),
-    "few, 2 a SM": replace(FEW, programs_per_sm=2),
-    "few, 2 a SM, 2 warps": replace(FEW, programs_per_sm=2, num_warps=2),
-    "many": MANY,
-    "many, 6 a SM": replace(MANY, programs_per_sm=6),
-}
-SMALL = [name for name in CONFIGS if name not in ("few", "many, 6 a SM")]
-FULL = ["few", "few, 2 a SM", "many, 6 a SM"]
+CONFIGS = {"one": ONE, "few": FEW, "many": MANY, "many, 6 a SM": replace(MANY, programs_per_sm=6)}
 PREFILL_VARIANTS = {
     "128 x 64": PrefillConfig(),
     "128 x 32": PrefillConfig(tile_tokens=32),
@@ -60,23 +45,21 @@ PREFILL_VARIANTS = {
 
 def cases() -> Iterator[Case]:
     mixed = torch.linspace(100, 8000, 32).int()[torch.randperm(32)].tolist()
+    uneven = torch.randint(100, 2000, (256,)).tolist()
     for lengths, shape, variants in (
-        ([640], "1 x 640", SMALL),
-        ([8192], "1 x 8192", ["few, chunks from 1024", "tile 128, 8 warps", "few, 2 a SM", "many"]),
-        (
-            [1024] * 16,
-            "16 x 1024",
-            ["few, 6 stages", "tile 128, 8 warps", "few, 2 a SM", "few, 2 a SM, 2 warps", "many"],
-        ),
-        ([8192] * 16, "16 x 8192", ["few, 2 a SM", "many"]),
-        ([1024] * 64, "64 x 1024", FULL),
+        ([640], "1 x 640", ["few"]),
+        ([8192], "1 x 8192", ["few"]),
+        ([1024] * 16, "16 x 1024", ["one", "many"]),
+        ([8192] * 16, "16 x 8192", []),
+        ([1024] * 64, "64 x 1024", ["few"]),
         ([700] * 256, "256 x 700", []),
-        (mixed, "32 x 100..8000", FULL),
+        (uneven, "256 x 100..2000", ["many, 6 a SM"]),
+        (mixed, "32 x 100..8000", ["few", "many, 6 a SM"]),
         ([32768] * 8, "8 x 32768", []),
     ):
         yield from _decode(lengths, shape, HEADS, KV_HEADS, variants)
     yield from _decode([2048] * 16, "16 x 2048, 32/32 heads", 32, 32, [])
-    yield from _decode([2048] * 16, "16 x 2048, 32/1 heads", 32, 1, ["tile 128, 8 warps", "few, 2 a SM"])
+    yield from _decode([2048] * 16, "16 x 2048, 32/1 heads", 32, 1, [])
     for dtype in (torch.bfloat16, torch.int8):
         yield from _between_products(dtype)
     yield from _plan(mixed)
@@ -124,7 +107,7 @@ def _decode(lengths: list[int], shape: str, heads: int, kv_heads: int, variants:
 
 
 def _between_products(dtype: torch.dtype) -> Iterator[Case]:
-    """A layer's qkv product, attention of one row of 640 tokens and o product, with and without o's prefetch."""
+    """A layer's qkv product, attention of one row of 640 tokens and o product."""
     width, hidden, copies = (HEADS + 2 * KV_HEADS) * HEAD_DIM, HEADS * HEAD_DIM, 4
     layers, block_tables, rows = _paged([640], KV_HEADS, copies=copies)
     tables = rope_tables(HEAD_DIM, 640, theta=500000.0, device="cuda")
@@ -143,20 +126,17 @@ def _between_products(dtype: torch.dtype) -> Iterator[Case]:
     x = torch.randn(1, hidden, device="cuda").bfloat16()
     qkv, attended, out = (torch.empty(1, n, dtype=x.dtype, device="cuda") for n in (width, hidden, hidden))
 
-    def layer_calls(layer: PagedKv, w_qkv: Tensor, w_o: Tensor, prefetch: bool) -> None:
+    def layer_calls(layer: PagedKv, w_qkv: Tensor, w_o: Tensor) -> None:
         gemv(x, w_qkv, qkv, scale=scales[0])
-        decode_attention(qkv, layer, block_tables, plan, tables, out=attended, next_weights=w_o if prefetch else None)
+        decode_attention(qkv, layer, block_tables, plan, tables, out=attended)
         gemv(attended, w_o, out, scale=scales[1])
 
-    for prefetch in (False, True):
-        yield Case(
-            operation=f"qkv, attention, o: {'o prefetched' if prefetch else 'no prefetch'}",
-            shape=f"1 x 640, {str(dtype).removeprefix('torch.')}",
-            calls=[
-                partial(layer_calls, *layer, prefetch) for layer in zip(layers, qkv_weights, o_weights, strict=True)
-            ],
-            bytes=qkv_weights[0].nbytes + o_weights[0].nbytes + layers[0].keys.nbytes * 2,
-        )
+    yield Case(
+        operation="qkv, attention, o",
+        shape=f"1 x 640, {str(dtype).removeprefix('torch.')}",
+        calls=[partial(layer_calls, *layer) for layer in zip(layers, qkv_weights, o_weights, strict=True)],
+        bytes=qkv_weights[0].nbytes + o_weights[0].nbytes + layers[0].keys.nbytes * 2,
+    )
 
 
 def _plan(lengths: list[int]) -> Iterator[Case]:

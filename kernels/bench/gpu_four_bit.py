@@ -12,7 +12,7 @@ from kernels.bench.case import Call, Case
 from kernels.gpu.four_bit_decode import nf4_registers
 from kernels.gpu.four_bit_dequantize import dequantize
 from kernels.gpu.four_bit_gemm import GemmConfig, four_bit_gemm
-from kernels.gpu.four_bit_gemv import GemvConfig, Norm, four_bit_gemv
+from kernels.gpu.four_bit_gemv import GemvConfig, four_bit_gemv
 from kernels.gpu.four_bit_layout import PackedFourBit
 from kernels.gpu.int4 import PackedInt4
 from kernels.gpu.nf4 import PackedNf4Words
@@ -98,7 +98,7 @@ def _copies(make: Callable[[], _Copy], nbytes: int) -> list[_Copy]:
 def _one_row(name: str, code: str, weights: list[PackedFourBit], dense: list[Tensor]) -> Iterator[Case]:
     n, k = SHAPES[name]
     x, out = torch.randn(1, k, device="cuda", dtype=torch.bfloat16), dense[0].new_empty(1, n)
-    norm, half = Norm(weight=torch.rand(k, device="cuda"), eps=1e-5), dense[0].new_empty(1, n // 2)
+    half = dense[0].new_empty(1, n // 2)
     peer: list[Call] = [partial(functional.linear, x, w) for w in dense]
     configs = (_NF4_GEMV if code == "nf4" else _GEMV)[k]
     case = partial(Case, shape=f"{name} 1x{n}x{k}", bytes=weights[0].nbytes + x.nbytes + out.nbytes, flops=2 * n * k)
@@ -110,16 +110,12 @@ def _one_row(name: str, code: str, weights: list[PackedFourBit], dense: list[Ten
             peer="cuBLAS bf16",
             peer_calls=peer,
         )
-    if name == "qkv":
-        yield case(
-            operation=f"{code} gemv, norm fused", calls=[partial(four_bit_gemv, x, w, out, norm=norm) for w in weights]
-        )
     if name == "gate_up":
-        for rows in (4, 8):
-            config = GemvConfig(rows=rows, quads=128, warps=4)
+        for rows, quads, warps in [(4, 128, 4), (8, 128, 4), (4, 64, 2)]:
+            config = GemvConfig(rows=rows, quads=quads, warps=warps)
             yield case(
-                operation=f"{code} gemv, norm and gate fused, r{rows}",
-                calls=[partial(four_bit_gemv, x, w, half, norm=norm, gated=True, config=config) for w in weights],
+                operation=f"{code} gemv, gated, r{rows} q{quads} w{warps}",
+                calls=[partial(four_bit_gemv, x, w, half, gated=True, config=config) for w in weights],
             )
 
 

@@ -10,6 +10,7 @@ all tiles of the pipeline's first stages are under way when the queries arrive.
 """
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 import triton
@@ -45,18 +46,25 @@ class DecodeConfig:
             raise ValueError(f"runs of {self.min_chunk_tokens} tokens are not whole tiles of {self.tile_tokens}")
 
 
-def default_config(head_dim: int, dtype: torch.dtype, *, few: bool = False) -> DecodeConfig:
-    """float32 halves the tile. `few`: heads of rows are no more than fill the card once.
+Rows = Literal["one", "few", "many"]
 
-    Few are split into one program a multiprocessor with 96 KiB in flight (3 TB/s at 1 us of latency need 24): 16 rows
-    of 8 heads are then not split at all, and a long row is split 16 times, not 43. Two such programs fit, so uneven
-    rows too run at once. Many get three a multiprocessor, one's start and end under the others' reads; 168 registers
-    are what three of 4 warps can have.
+
+def default_config(head_dim: int, dtype: torch.dtype, rows: Rows = "many") -> DecodeConfig:
+    """float32 halves the tile. Heads of "one" row (up to three) and of "few" are no more than fill the card once.
+
+    They are split into one program a multiprocessor with 96 KiB or more in flight (3 TB/s at 1 us of latency need 24):
+    16 rows of 8 heads are then not split at all, and a long row is split 16 times, not 43. One row's context is short
+    work for every program: small tiles; few rows have long runs, which larger tiles read faster (27.7 against 30.8 us
+    at 16 x 1,024). Many get three programs a multiprocessor, one's start and end under the others' reads; 168
+    registers are what three of 4 warps can have.
     """
-    tile = 64 if dtype.itemsize * triton.next_power_of_2(head_dim) <= 256 else 32
-    if few:
-        return DecodeConfig(tile_tokens=tile, num_stages=4, programs_per_sm=1)
-    return DecodeConfig(tile_tokens=tile, max_registers=168 if dtype.itemsize == 2 else None)
+    is_wide = dtype.itemsize * triton.next_power_of_2(head_dim) > 256
+    tile = 32 if is_wide else 64
+    if rows == "many":
+        return DecodeConfig(tile_tokens=tile, max_registers=168 if dtype.itemsize == 2 else None)
+    if rows == "few" and not is_wide:
+        return DecodeConfig(tile_tokens=128, num_warps=8, num_stages=3, programs_per_sm=1)
+    return DecodeConfig(tile_tokens=tile, num_stages=4, programs_per_sm=1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,12 +83,15 @@ class SplitPlan:
     """[max_items, kv_heads, group padded] fp32, in units of log2"""
     partial_sum: Tensor
     sms: int
+    one: DecodeConfig
     few: DecodeConfig
     many: DecodeConfig
 
     def config(self, batch: int) -> DecodeConfig:
-        """`few` up to one and a half heads of rows per multiprocessor: 24 rows of 8 heads on an H100."""
-        return self.few if 2 * batch * self.arrivals.shape[1] <= 3 * self.sms else self.many
+        """`many` from one and a half heads of rows per multiprocessor: 25 rows of 8 heads on an H100."""
+        if 2 * batch * self.arrivals.shape[1] > 3 * self.sms:
+            return self.many
+        return self.one if batch < 4 else self.few
 
     def programs(self, batch: int) -> int:
         """Programs wanted, the static bound on how many runs are added to the rows."""
@@ -106,8 +117,7 @@ def allocate_split_plan(
     """
     if heads % kv_heads or heads // kv_heads > 32:
         raise ValueError(f"{heads} query heads on {kv_heads} KV heads: whole groups of 1 to 32 are supported")
-    few = config or default_config(head_dim, dtype, few=True)
-    many = config or default_config(head_dim, dtype)
+    one, few, many = (config or default_config(head_dim, dtype, rows) for rows in get_args(Rows))
     arrivals = torch.zeros((max_batch, kv_heads), dtype=torch.int32, device=device)
     sms = num_sms(arrivals)
     max_items = max_batch + sms * max(few.programs_per_sm, many.programs_per_sm) // kv_heads
@@ -120,6 +130,7 @@ def allocate_split_plan(
         partial_max=torch.zeros(partials, dtype=torch.float32, device=device),
         partial_sum=torch.zeros(partials, dtype=torch.float32, device=device),
         sms=sms,
+        one=one,
         few=few,
         many=many,
     )
@@ -149,6 +160,7 @@ def plan_splits(seq_lens: Tensor, rows: Tensor, plan: SplitPlan) -> None:
         TILE=config.tile_tokens,
         FIELDS=ITEM_FIELDS,
         ROWS=padded,
+        OTHERS=min(16, padded),
         RUNS=max(1, 512 // padded),
         PDL=use_pdl,
         num_warps=4,
@@ -168,15 +180,12 @@ def decode_attention(
     eps: float = 1e-6,
     scale: float | None = None,
     out: Tensor | None = None,
-    next_weights: Tensor | None = None,
 ) -> Tensor:
     """qkv [B, (H + 2 KVH) * D] before rotation, block_tables [R, max_blocks] int32 -> [B, H * D] of qkv's dtype.
 
     Row b's new token is at seq_lens[b] - 1, as `plan_splits` was given it for this batch; its key and value are
     written to the cache, and it attends to itself and all before. Rows of length 0 give zeros and touch no cache.
     `q_norm`, `k_norm` [D] fp32; `scale` defaults to 1 / sqrt(D).
-    `next_weights`: what the next kernel will read (contiguous); programs without a run bring its first
-    `prefetched_bytes(batch, ...)` into the L2. A small batch leaves the memory idle for microseconds otherwise.
     """
     batch, width = qkv.shape
     kv_heads, head_dim, config = kv.kv_heads, kv.head_dim, plan.config(batch)
@@ -190,7 +199,6 @@ def decode_attention(
     scale = head_dim**-0.5 if scale is None else scale
     out = torch.empty((batch, heads * head_dim), dtype=qkv.dtype, device=qkv.device) if out is None else out
     use_pdl = pdl(qkv)
-    next_lines = 0 if next_weights is None or not qkv.is_cuda else prefetched_bytes(batch, next_weights) // 128
     _decode_kernel[(kv_heads, plan.max_items(batch))](
         qkv,
         tables.cos,
@@ -207,11 +215,9 @@ def decode_attention(
         plan.partial_sum,
         plan.arrivals,
         out,
-        out if next_weights is None else next_weights,
         block_tables.stride(0),
         scale * 1.4426950408889634,
         eps,
-        next_lines,
         GROUP=group,
         KV_HEADS=kv_heads,
         D=head_dim,
@@ -225,7 +231,6 @@ def decode_attention(
         COMBINE=config.combine_in_launch,
         STAGES=config.num_stages,
         UPCAST=not qkv.is_cuda,  # the interpreter's dot takes bf16 for integers
-        NEXT=next_lines > 0,
         PDL=use_pdl,
         num_warps=config.num_warps,
         maxnreg=config.max_registers,
@@ -252,9 +257,14 @@ def decode_attention(
     return out
 
 
-def prefetched_bytes(batch: int, weights: Tensor) -> int:
-    """Of the next kernel's weights: what a memory of 3 TB/s moves in 5 us; none once rows keep the memory busy."""
-    return min(weights.nbytes, 16 * 1024 * 1024) if batch <= 4 else 0
+@triton.jit
+def _runs_of(cached, present, chunk, RUN_TILES: tl.constexpr, TILE: tl.constexpr):
+    """Runs of each row, and the tokens of one, evened out."""
+    # A run costs its combining too, RUN_TILES tiles in time: t tiles in runs of n take n + t / n * RUN_TILES at least.
+    best = tl.sqrt(tl.cdiv(cached, TILE) * RUN_TILES).to(tl.int32) * TILE
+    runs = tl.maximum(tl.cdiv(cached, tl.maximum(chunk, best)), 1)
+    step = tl.maximum(tl.cdiv(tl.cdiv(cached, runs), TILE), 1) * TILE
+    return tl.where(present, tl.maximum(tl.cdiv(cached, step), 1), 0), step
 
 
 @triton.jit
@@ -271,6 +281,7 @@ def _plan_kernel(
     TILE: tl.constexpr,
     FIELDS: tl.constexpr,
     ROWS: tl.constexpr,
+    OTHERS: tl.constexpr,
     RUNS: tl.constexpr,
     PDL: tl.constexpr,
 ):
@@ -284,13 +295,19 @@ def _plan_kernel(
 
     # chunk >= total * KV_HEADS / programs bounds the runs by batch + programs / KV_HEADS, whatever the lengths.
     chunk = tl.cdiv(tl.cdiv(tl.sum(cached, 0) * KV_HEADS, programs), TILE) * TILE
-    # A run costs its combining too, RUN_TILES tiles in time: t tiles in runs of n take n + t / n * RUN_TILES at least.
-    best = tl.sqrt(tl.cdiv(cached, TILE) * RUN_TILES).to(tl.int32) * TILE
-    chunk = tl.maximum(tl.maximum(chunk, min_chunk), best)
-    runs = tl.maximum(tl.cdiv(cached, chunk), 1)
-    step = tl.maximum(tl.cdiv(tl.cdiv(cached, runs), TILE), 1) * TILE  # the row's runs evened out
-    runs = tl.where(present, tl.maximum(tl.cdiv(cached, step), 1), 0)
-    first_item = tl.cumsum(runs, 0) - runs
+    chunk = tl.maximum(chunk, min_chunk)
+    runs, step = _runs_of(cached, present, chunk, RUN_TILES, TILE)
+    # Longest runs first: what starts last ends the launch, and of 256 rows of 100 to 2,000 tokens a long one that
+    # starts last would keep a third of the launch waiting for it.
+    first_item = tl.zeros([ROWS], tl.int32)
+    for other_0 in range(0, ROWS, OTHERS):
+        other = other_0 + tl.arange(0, OTHERS)
+        other_present = other < batch
+        other_cached = tl.maximum(tl.load(seq_lens + other, mask=other_present, other=0) - 1, 0)
+        other_runs, other_step = _runs_of(other_cached, other_present, chunk, RUN_TILES, TILE)
+        is_tie = (other_step[None, :] == step[:, None]) & (other[None, :] < row[:, None])
+        ahead = (other_step[None, :] > step[:, None]) | is_tie
+        first_item += tl.sum(tl.where(ahead, other_runs[None, :], 0), 1)
     tl.store(num_items, tl.sum(runs, 0))
 
     for run_0 in range(0, tl.max(runs, 0), RUNS):
@@ -324,11 +341,9 @@ def _decode_kernel(
     partial_sum,
     arrivals,
     out,
-    next_weights,
     table_stride,
     scale_log2,
     eps,
-    next_lines,
     GROUP: tl.constexpr,
     KV_HEADS: tl.constexpr,
     D: tl.constexpr,
@@ -342,7 +357,6 @@ def _decode_kernel(
     COMBINE: tl.constexpr,
     STAGES: tl.constexpr,
     UPCAST: tl.constexpr,
-    NEXT: tl.constexpr,
     PDL: tl.constexpr,
 ):
     HEADS: tl.constexpr = GROUP * KV_HEADS
@@ -366,9 +380,6 @@ def _decode_kernel(
     of_group = (m < GROUP)[:, None] & in_head[None, :]
     out_at = out + row * (HEADS * D) + (kv_head * GROUP + m)[:, None] * D + d[None, :]
     if (item >= count) | (position < 0):
-        if NEXT and item >= count:
-            idle = (item - count) * KV_HEADS + kv_head
-            _prefetch_lines(next_weights, next_lines, idle, (tl.num_programs(1) - count) * KV_HEADS)
         if PDL:
             tl.extra.cuda.gdc_wait()
         if item < count:
@@ -484,18 +495,6 @@ def _rotated(x, y, norm, c, s, d, in_head, eps, D: tl.constexpr, NORM: tl.conste
         x = x * scale * tl.load(norm + d, mask=in_head, other=0.0)[None, :]
         y = y * scale * tl.load(norm + (d + D // 2) % D, mask=in_head, other=0.0)[None, :]
     return x * c + y * s
-
-
-@triton.jit
-def _prefetch_lines(memory, lines, program, programs):
-    """Ask for the program's share of 128-byte lines in the L2; nothing waits for them."""
-    LANES: tl.constexpr = 128
-    for line_0 in range(program * LANES, lines, programs * LANES):
-        line = tl.minimum(line_0 + tl.arange(0, LANES), lines - 1)
-        address = memory.to(tl.int64) + line.to(tl.int64) * 128
-        tl.inline_asm_elementwise(
-            "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [address], dtype=tl.int32, is_pure=False, pack=1
-        )
 
 
 @triton.jit

@@ -36,13 +36,13 @@ class GemvConfig:
     warps: int
 
 
-def default_config(n: int, k: int, code: str) -> GemvConfig:
+def default_config(n: int, k: int, code: str, *, gated: bool = False) -> GemvConfig:
     """What was fastest on an H100 at the shapes of Llama-3.1-8B, in tiles that divide the row where one does."""
     row_quads = -(-k // 128) * 4
-    wide = code == "nf4" or n <= 4096
+    wide = code == "nf4" or gated or n <= 4096
     sizes = (128, 64, 32) if wide else (64, 32)
     quads = next((q for q in sizes if row_quads % q == 0), min(64, triton.next_power_of_2(row_quads)))
-    rows = 4 if code == "nf4" and k > 8192 else 8
+    rows = 4 if gated or (code == "nf4" and k > 8192) else 8
     return GemvConfig(rows=rows, quads=quads, warps=max(1, quads // 32))
 
 
@@ -65,7 +65,7 @@ def four_bit_gemv(
         raise ValueError(f"one row of bf16, not {tuple(x.shape)} {x.dtype}")
     n = packed.out_features // 2 if gated else packed.out_features
     out = torch.empty(1, n, dtype=x.dtype, device=x.device) if out is None else out
-    config = config or default_config(packed.out_features, packed.in_features, packed.code)
+    config = config or default_config(packed.out_features, packed.in_features, packed.code, gated=gated)
     pdl = launch.pdl(x)
     row_quads = packed.blocks * 4
     _gemv[(triton.cdiv(n, config.rows),)](
@@ -175,53 +175,56 @@ def _words(words, row, first, row_words, QUADS: tl.constexpr, EVEN: tl.constexpr
 
 
 @triton.jit
-def _scaled(
-    part, xsum, row, group, inside, groups, scales, zeros,
-    UNIT: tl.constexpr, ZEROS: tl.constexpr, EVEN: tl.constexpr,
+def _group_scales(
+    row, quad, row_quads, group_blocks, groups, scales, zeros,
+    GROUP: tl.constexpr, ZEROS: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip
+    """Scale and zero [ROWS, QUADS] of each group that a thread's sixteen bytes of a row lie in, one after the other."""
+    PARTS: tl.constexpr = 128 // GROUP
+    block = quad // 4
+    inside = quad < row_quads
+    found = ()
+    for part in tl.static_range(PARTS):
+        group = block // group_blocks if PARTS == 1 else PARTS * block + part
+        at = (row * groups)[:, None] + group[None, :]
+        scale = tl.load(scales + at) if EVEN else tl.load(scales + at, mask=inside[None, :], other=0.0)
+        zero = scale
+        if ZEROS:
+            zero = tl.load(zeros + at) if EVEN else tl.load(zeros + at, mask=inside[None, :], other=0)
+        found = found + (scale, zero)
+    return found
+
+
+@triton.jit
+def _scaled(part, xsum, scale, zero, UNIT: tl.constexpr, ZEROS: tl.constexpr):
     """[ROWS, QUADS] sums over (parts of) groups times the groups' scales, the zero-point taken out."""
-    at = (row * groups)[:, None] + group[None, :]
-    if EVEN:
-        scale = tl.load(scales + at).to(tl.float32)
-    else:
-        scale = tl.load(scales + at, mask=inside[None, :], other=0.0).to(tl.float32)
     if ZEROS:
-        zero = tl.load(zeros + at, mask=inside[None, :], other=0).to(tl.float32)
-        return (part * UNIT - zero * xsum[None, :]) * scale
-    return part * scale
+        return (part * UNIT - zero.to(tl.float32) * xsum[None, :]) * scale.to(tl.float32)
+    return part * scale.to(tl.float32)
 
 
 @triton.jit
 def _row_sums(
-    tile, row, quad, row_quads, group_blocks, groups, scales, zeros, table, x, xsum,
+    tile, scale, table, x, xsum,
     ROWS: tl.constexpr, QUADS: tl.constexpr, NF4: tl.constexpr, GROUP: tl.constexpr, ZEROS: tl.constexpr,
-    EVEN: tl.constexpr, UNIT: tl.constexpr, ASM: tl.constexpr,
+    UNIT: tl.constexpr, ASM: tl.constexpr,
 ):  # fmt: skip
     """[ROWS, QUADS] fp32: what a thread's sixteen bytes of a row add."""
     even, odd = tl.split(tl.reshape(tile, [ROWS, QUADS, 2, 2]))
     w0, w2 = tl.split(even)
     w1, w3 = tl.split(odd)
-    block = quad // 4
-    inside = quad < row_quads
     if GROUP == 32:
-        p0 = one_word(w0, x[0], table, NF4, ASM)
-        p1 = one_word(w1, x[1], table, NF4, ASM)
-        p2 = one_word(w2, x[2], table, NF4, ASM)
-        p3 = one_word(w3, x[3], table, NF4, ASM)
-        total = _scaled(p0, xsum[0], row, 4 * block, inside, groups, scales, zeros, UNIT, ZEROS, EVEN)
-        total += _scaled(p1, xsum[1], row, 4 * block + 1, inside, groups, scales, zeros, UNIT, ZEROS, EVEN)
-        total += _scaled(p2, xsum[2], row, 4 * block + 2, inside, groups, scales, zeros, UNIT, ZEROS, EVEN)
-        total += _scaled(p3, xsum[3], row, 4 * block + 3, inside, groups, scales, zeros, UNIT, ZEROS, EVEN)
+        total = _scaled(one_word(w0, x[0], table, NF4, ASM), xsum[0], scale[0], scale[1], UNIT, ZEROS)
+        total += _scaled(one_word(w1, x[1], table, NF4, ASM), xsum[1], scale[2], scale[3], UNIT, ZEROS)
+        total += _scaled(one_word(w2, x[2], table, NF4, ASM), xsum[2], scale[4], scale[5], UNIT, ZEROS)
+        total += _scaled(one_word(w3, x[3], table, NF4, ASM), xsum[3], scale[6], scale[7], UNIT, ZEROS)
         return total
     left = two_words(w0, w1, x[0], x[1], table, NF4, ASM)
     right = two_words(w2, w3, x[2], x[3], table, NF4, ASM)
     if GROUP == 64:
-        total = _scaled(left, xsum[0] + xsum[1], row, 2 * block, inside, groups, scales, zeros, UNIT, ZEROS, EVEN)
-        total += _scaled(right, xsum[2] + xsum[3], row, 2 * block + 1, inside, groups, scales, zeros, UNIT, ZEROS, EVEN)
-        return total
-    group = block // group_blocks
-    xall = (xsum[0] + xsum[1]) + (xsum[2] + xsum[3])
-    return _scaled(left + right, xall, row, group, inside, groups, scales, zeros, UNIT, ZEROS, EVEN)
+        total = _scaled(left, xsum[0] + xsum[1], scale[0], scale[1], UNIT, ZEROS)
+        return total + _scaled(right, xsum[2] + xsum[3], scale[2], scale[3], UNIT, ZEROS)
+    return _scaled(left + right, (xsum[0] + xsum[1]) + (xsum[2] + xsum[3]), scale[0], scale[1], UNIT, ZEROS)
 
 
 @triton.jit
@@ -237,9 +240,12 @@ def _gemv(
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     lane = tl.arange(0, QUADS)
     held = tl.minimum(row, N - 1)  # past N there may be no padding left
-    tile = _words(words, held, 0, row_quads * 4, QUADS, EVEN)
+    row_words = row_quads * 4
+    tile = _words(words, held, 0, row_words, QUADS, EVEN)
+    scale = _group_scales(held, lane, row_quads, group_blocks, groups, scales, zeros, GROUP, ZEROS, EVEN)
     if GATED:
-        tile_up = _words(words, held + N, 0, row_quads * 4, QUADS, EVEN)
+        tile_up = _words(words, held + N, 0, row_words, QUADS, EVEN)
+        scale_up = _group_scales(held + N, lane, row_quads, group_blocks, groups, scales, zeros, GROUP, ZEROS, EVEN)
     table = load_table(registers, 0, (lane % 32)[None, :], NF4)
     if PDL:
         tl.extra.cuda.gdc_wait()
@@ -249,10 +255,6 @@ def _gemv(
     squares = tl.zeros([QUADS], tl.float32)
     for i in tl.static_range(TILES):
         quad = lane + i * QUADS
-        if i > 0:
-            tile = _words(words, held, i * QUADS * 4, row_quads * 4, QUADS, EVEN)
-            if GATED:
-                tile_up = _words(words, held + N, i * QUADS * 4, row_quads * 4, QUADS, EVEN)
         x0, s0, r0 = _activations(x32, x16, order, norm_weight, quad, K, 0, NORM, ORDER, EVEN, ASM)
         x1, s1, r1 = _activations(x32, x16, order, norm_weight, quad, K, 1, NORM, ORDER, EVEN, ASM)
         x2, s2, r2 = _activations(x32, x16, order, norm_weight, quad, K, 2, NORM, ORDER, EVEN, ASM)
@@ -260,15 +262,23 @@ def _gemv(
         x = (x0, x1, x2, x3)
         xsum = (s0, s1, s2, s3)
         squares += (r0 + r1) + (r2 + r3)
-        total += _row_sums(
-            tile, held, quad, row_quads, group_blocks, groups, scales, zeros, table, x, xsum,
-            ROWS, QUADS, NF4, GROUP, ZEROS, EVEN, UNIT, ASM,
-        )  # fmt: skip
+        now, now_scale = tile, scale
         if GATED:
-            total_up += _row_sums(
-                tile_up, held + N, quad, row_quads, group_blocks, groups, scales, zeros, table, x, xsum,
-                ROWS, QUADS, NF4, GROUP, ZEROS, EVEN, UNIT, ASM,
+            now_up, now_scale_up = tile_up, scale_up
+        if i + 1 < TILES:  # the next tile's bytes are on their way while this one's are multiplied
+            following = quad + QUADS
+            tile = _words(words, held, (i + 1) * QUADS * 4, row_words, QUADS, EVEN)
+            scale = _group_scales(
+                held, following, row_quads, group_blocks, groups, scales, zeros, GROUP, ZEROS, EVEN
             )  # fmt: skip
+            if GATED:
+                tile_up = _words(words, held + N, (i + 1) * QUADS * 4, row_words, QUADS, EVEN)
+                scale_up = _group_scales(
+                    held + N, following, row_quads, group_blocks, groups, scales, zeros, GROUP, ZEROS, EVEN
+                )  # fmt: skip
+        total += _row_sums(now, now_scale, table, x, xsum, ROWS, QUADS, NF4, GROUP, ZEROS, UNIT, ASM)
+        if GATED:
+            total_up += _row_sums(now_up, now_scale_up, table, x, xsum, ROWS, QUADS, NF4, GROUP, ZEROS, UNIT, ASM)
     factor = 1.0 if ZEROS else UNIT
     if NORM:
         factor = factor * tl.rsqrt(tl.sum(squares, axis=0) / K + eps)

@@ -20,6 +20,8 @@ from torch import Tensor
 from kernels.gpu.launch import pdl
 from kernels.gpu.tuning import tuned_config
 
+FP8 = (torch.float8_e4m3fn,)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GemvConfig:
@@ -68,7 +70,9 @@ def gemv(
     weight_bytes = weight.element_size()
     c = (
         config
-        or tuned_config("gemv", GemvConfig, x, n=outputs, k=k, weight_bytes=weight_bytes, gated=gated)
+        or tuned_config(
+            "gemv", GemvConfig, x, n=outputs, k=k, weight_bytes=weight_bytes, fp8=weight.dtype in FP8, gated=gated
+        )
         or default_config(outputs, k, weight_bytes, gated=gated)
     )
     block_k = min(c.block_k, triton.next_power_of_2(k))

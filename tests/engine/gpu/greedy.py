@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cluster.engine_spec import EngineSpec
-from cluster.request import GenerationRequest, SamplingParams
+from cluster.request import GenerationRequest, SamplingParams, TokenLogprob
 from cluster.variants import Variant
 from engine.engine import Engine, StepRunner
 
@@ -44,6 +44,13 @@ def generate(spec: EngineSpec, runner: StepRunner, prompts: Sequence[list[int]],
 
 def gaps(spec: EngineSpec, reference: StepRunner, prompt: list[int], output: list[int]) -> list[float]:
     """By how much the reference likes its own next token more than the one that was drawn, for each of `output`."""
+    return [found.top[0][1] - found.logprob for found in reference_logprobs(spec, reference, prompt, output)]
+
+
+def reference_logprobs(
+    spec: EngineSpec, reference: StepRunner, prompt: list[int], output: list[int]
+) -> list[TokenLogprob]:
+    """Of each token of `output`, with the reference's own choice beside it."""
     engine = Engine(spec, reference)
     sampling = SamplingParams(max_tokens=1, temperature=0.0, ignore_eos=True, prompt_logprobs=1)
     request = GenerationRequest(request_id="r", prompt_token_ids=prompt + output, sampling=sampling)
@@ -53,4 +60,4 @@ def gaps(spec: EngineSpec, reference: StepRunner, prompt: list[int], output: lis
         deltas += engine.step()
     logprobs = deltas[0].prompt_logprobs
     assert logprobs is not None
-    return [found.top[0][1] - found.logprob for found in logprobs[len(prompt) :] if found is not None]
+    return [found for found in logprobs[len(prompt) :] if found is not None]

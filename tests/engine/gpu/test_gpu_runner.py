@@ -18,7 +18,7 @@ from engine.engine import Engine
 from engine.gpu.runner import GpuRunner
 from engine.runner import Runner
 from tests.engine.gpu.conftest import write_checkpoint
-from tests.engine.gpu.greedy import gaps, generate, spec_of
+from tests.engine.gpu.greedy import gaps, generate, reference_logprobs, spec_of
 
 BF16 = Variant(name="bf16")
 FP32 = Variant(name="fp32", dtype="fp32")
@@ -54,6 +54,16 @@ def text_of(deltas: list[TokenDelta]) -> list[int]:
     return [token for delta in deltas for token in delta.token_ids]
 
 
+def assert_greedy(
+    spec: EngineSpec, reference: Runner, prompt: list[int], deltas: list[TokenDelta], bound: float
+) -> None:
+    """The reference's choice but for ties within `bound`, and its log-probability: a wrong position moves that long
+    before it changes the choice."""
+    for delta, expected in zip(deltas, reference_logprobs(spec, reference, prompt, text_of(deltas)), strict=True):
+        assert expected.top[0][1] - expected.logprob < bound
+        assert delta.logprobs[0].logprob == pytest.approx(expected.logprob, abs=bound)
+
+
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_checkpoint(tmp_path_factory.mktemp("tiny"))
@@ -66,12 +76,16 @@ def test_greedy_tokens_are_the_references(
     """Prompts of two chunks of the budget, to a block's end, and of one token. The first decodes by itself, in the form
     for one row, while the others' prompts are computed, and then in their batch."""
     spec = spec_of(tiny, device, variant, **TIGHT)
-    many = prompts(VOCAB, 21, 16, 1)
-    outputs = generate(spec, ready(spec), many, num_tokens)
+    sampling = SamplingParams(max_tokens=num_tokens, temperature=0.0, ignore_eos=True, logprobs=0)
+    requests = [
+        GenerationRequest(request_id=str(index), prompt_token_ids=prompt, sampling=sampling)
+        for index, prompt in enumerate(prompts(VOCAB, 21, 16, 1))
+    ]
+    found = finish(Engine(spec, ready(spec)), *requests)
     reference = Runner(spec_of(tiny, "cpu", variant))
-    for prompt, output in zip(many, outputs, strict=True):
-        assert len(output) == num_tokens
-        assert max(gaps(spec, reference, prompt, output)) < bound
+    for request in requests:
+        assert len(found[request.request_id]) == num_tokens
+        assert_greedy(spec, reference, request.prompt_token_ids, found[request.request_id], bound)
 
 
 def test_a_prefix_that_another_request_left_is_read_from_the_cache(tiny: Path, device: str) -> None:
@@ -79,12 +93,12 @@ def test_a_prefix_that_another_request_left_is_read_from_the_cache(tiny: Path, d
     first, second = prompts(VOCAB, 33, 36)
     second[:32] = first[:32]
     engine = Engine(spec, ready(spec))
-    sampling = SamplingParams(max_tokens=1, temperature=0.0, ignore_eos=True)
+    sampling = SamplingParams(max_tokens=1, temperature=0.0, ignore_eos=True, logprobs=0)
     finish(engine, GenerationRequest(request_id="first", prompt_token_ids=first, sampling=sampling))
     request = GenerationRequest(request_id="second", prompt_token_ids=second, sampling=replace(sampling, max_tokens=2))
     deltas = finish(engine, request)["second"]
     assert deltas[0].cached_tokens == 32
-    assert max(gaps(spec, Runner(spec_of(tiny, "cpu", FP32)), second, text_of(deltas))) < 1e-3
+    assert_greedy(spec, Runner(spec_of(tiny, "cpu", FP32)), second, deltas, 1e-3)
 
 
 def test_qwen3_norms_its_heads(tmp_path: Path, device: str) -> None:

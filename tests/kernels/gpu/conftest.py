@@ -28,7 +28,7 @@ def _seed() -> Iterator[None]:
 
 
 @pytest.fixture
-def relative_error():  # noqa: ANN201
+def relative_error():
     """||out - reference|| / ||reference|| in float64; NaN where an element was never written."""
 
     def measure(out: Tensor, reference: Tensor) -> float:

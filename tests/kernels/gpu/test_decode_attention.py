@@ -1,5 +1,7 @@
 """Fused decode attention against float64: splits, padding rows, replays, every head size, group and block size."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -9,7 +11,6 @@ from kernels.gpu.decode_attention import (
     decode_attention,
     decode_attention_reference,
     plan_splits,
-    prefetched_bytes,
 )
 from kernels.rotary import rope_tables
 from tests.kernels.gpu.paged import paged
@@ -32,7 +33,6 @@ def check(
     normed=False,
     config=None,
     steps=1,
-    next_weights=None,
 ):
     cache = paged(lengths, kv_heads=kv_heads, head_dim=head_dim, block_size=block_size, dtype=dtype, device=device)
     expected = cache.copy_of_kv()
@@ -53,12 +53,7 @@ def check(
     for _ in range(steps):
         qkv = torch.randn(len(lengths), (heads + 2 * kv_heads) * head_dim, device=device).to(dtype)
         out = torch.full((len(lengths), heads * head_dim), torch.nan, dtype=dtype, device=device)
-        assert (
-            decode_attention(
-                qkv, cache.kv, cache.block_tables, plan, tables, **norms, out=out, next_weights=next_weights
-            )
-            is out
-        )
+        assert decode_attention(qkv, cache.kv, cache.block_tables, plan, tables, **norms, out=out) is out
         reference = decode_attention_reference(qkv, expected, cache.block_tables, cache.rows, seq_lens, tables, **norms)
         assert relative_error(out, reference) < bound
         assert relative_error(cache.kv.keys, expected.keys) < bound
@@ -112,7 +107,11 @@ def test_plan_covers_each_row_once_within_its_bound(device, lengths, kv_heads):
     plan_splits(torch.tensor(lengths, dtype=torch.int32, device=device), rows.to(device), plan)
     items = plan.items[: int(plan.num_items)].tolist()
     assert len(items) <= plan.max_items(len(lengths))
-    expected = iter(items)
+    tile = plan.config(len(lengths)).tile_tokens
+    tiles = [max(1, -(-(item[3] - item[2]) // tile)) for item in items if item[6] == 0]
+    assert tiles == sorted(tiles, reverse=True), "what starts last is short"
+    expected = iter(sorted(items, key=lambda item: (item[0], item[6])))
+    assert all(one[6] == 0 or one[0] == before[0] for before, one in pairwise(items))
     for row, length in enumerate(lengths):
         first = next(expected)
         runs = [first] + [next(expected) for _ in range(first[5] - 1)]
@@ -185,20 +184,3 @@ def test_replays_in_a_graph_with_other_lengths(device, relative_error):
         expected = cache.copy_of_kv()
         reference = decode_attention_reference(qkv, expected, cache.block_tables, cache.rows, seq_lens, tables)
         assert relative_error(out, reference) < BF16
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("lengths", [[640], [0, 5, 100, 1], [30000, 8000, 1, 9000]])
-@pytest.mark.parametrize("nbytes", [100, 1000, 40 * 1024 * 1024])
-def test_the_next_weights_change_nothing(device, relative_error, lengths, nbytes):
-    weights = torch.zeros(nbytes, dtype=torch.uint8, device=device)
-    shape = {"heads": 32, "kv_heads": 8, "head_dim": 128}
-    check(device, relative_error, lengths, **shape, steps=2, next_weights=weights)
-    assert not weights.any()
-
-
-def test_only_small_batches_prefetch():
-    weights = torch.empty(4096, 4096, dtype=torch.bfloat16, device="meta")
-    assert prefetched_bytes(1, weights) == 16 * 1024 * 1024
-    assert prefetched_bytes(4, weights[:10]) == 10 * 8192
-    assert prefetched_bytes(5, weights) == 0
