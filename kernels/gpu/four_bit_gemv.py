@@ -39,8 +39,7 @@ class GemvConfig:
 def default_config(n: int, k: int, code: str, *, gated: bool = False) -> GemvConfig:
     """What was fastest on an H100 at the shapes of Llama-3.1-8B, in tiles that divide the row where one does."""
     row_quads = -(-k // 128) * 4
-    wide = code == "nf4" or gated or n <= 4096
-    sizes = (128, 64, 32) if wide else (64, 32)
+    sizes = (64, 32) if gated else (128, 64, 32)
     quads = next((q for q in sizes if row_quads % q == 0), min(64, triton.next_power_of_2(row_quads)))
     rows = 4 if gated or (code == "nf4" and k > 8192) else 8
     return GemvConfig(rows=rows, quads=quads, warps=max(1, quads // 32))
