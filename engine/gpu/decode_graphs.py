@@ -58,9 +58,11 @@ class DecodeGraphs:
     def capture(self, sizes: Items[int] | None = None) -> None:
         """Largest first, so that all share the memory of the largest. The state must hold no sequence yet."""
         pool = torch.cuda.graph_pool_handle()
+        stream = torch.cuda.Stream()
         for size in sorted(sizes if sizes is not None else self.sizes, reverse=True):
             self._state.staging[0].fill_(self._state.pad_slot)
-            stream = torch.cuda.Stream()
+            # The warm-up's stream knows nothing of what the main one still has to do: the state's zeros, the weights.
+            torch.cuda.synchronize()
             with torch.cuda.stream(stream):
                 for _ in range(WARM_UPS):
                     self.step(size)

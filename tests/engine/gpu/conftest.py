@@ -21,30 +21,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _interpreter_patches_the_language_once() -> Iterator[None]:
-    """Triton's interpreter replaces the language's functions anew at every call of one jitted function by another: half
-    of its time. While they are replaced, there is nothing to do."""
-    if torch.cuda.is_available():
-        yield
-        return
-    from triton import language
-    from triton.runtime import interpreter
-
-    patch = interpreter._patch_lang
-    is_builtin = language.core.is_builtin
-
-    def patch_if_needed(fn: object) -> object:
-        found = [value for value in fn.__globals__.values() if value is language or value is language.core]
-        if any(is_builtin(lang.load) for lang in found) or is_builtin(language.core.tensor.__add__):
-            return patch(fn)
-        return interpreter._LangPatchScope()
-
-    interpreter._patch_lang = patch_if_needed
-    yield
-    interpreter._patch_lang = patch
-
-
-@pytest.fixture(autouse=True, scope="session")
 def _few_programs_a_product() -> Iterator[None]:
     """The interpreter's time is by program: a product of one row takes four outputs in each, not one or two."""
     if torch.cuda.is_available():
