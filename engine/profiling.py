@@ -89,7 +89,8 @@ def _speed_settings(variant: Variant) -> str:
 def _code_digest() -> str:
     """Of what a step runs: with other kernels the old figures are wrong, whatever the version says."""
     root = Path(engine.__file__).parents[1]
-    files = [*(root / "kernels").rglob("*.py"), *(root / "engine" / name for name in STEP_FILES)]
+    kernels, gpu_steps = (root / "kernels").rglob("*.py"), (root / "engine" / "gpu").glob("*.py")
+    files = [*kernels, *gpu_steps, *(root / "engine" / name for name in STEP_FILES)]
     return sha256(b"".join(file.read_bytes() for file in sorted(files))).hexdigest()[:12]
 
 

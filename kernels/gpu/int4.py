@@ -10,8 +10,6 @@ import torch
 from torch import Tensor
 
 from kernels.gpu.four_bit_dequantize import dequantize
-from kernels.gpu.four_bit_gemm import four_bit_gemm
-from kernels.gpu.four_bit_gemv import GemvConfig, Norm, four_bit_gemv
 from kernels.gpu.four_bit_layout import (
     PackedFourBit,
     internal_group_size,
@@ -19,7 +17,6 @@ from kernels.gpu.four_bit_layout import (
     pad_groups,
     unpack_words,
 )
-from kernels.gpu.four_bit_matmul import four_bit_matmul
 
 AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 """Columns of eight that AutoAWQ's words hold, from bit 0 (its packer's order_map)"""
@@ -126,31 +123,6 @@ def dequantize_int4_reference(packed: PackedInt4) -> Tensor:
     if packed.input_order is None:
         return values
     return values[:, torch.argsort(packed.input_order)]
-
-
-def int4_gemv(
-    x: Tensor,
-    packed: PackedInt4,
-    out: Tensor | None = None,
-    *,
-    norm: Norm | None = None,
-    residual: Tensor | None = None,
-    gated: bool = False,
-    bias: Tensor | None = None,
-    config: GemvConfig | None = None,
-) -> Tensor:
-    """[1, K] bf16 -> [1, N], or [1, N / 2] where gated; see four_bit_gemv."""
-    return four_bit_gemv(x, packed, out, norm=norm, residual=residual, gated=gated, bias=bias, config=config)
-
-
-def int4_gemm(x: Tensor, packed: PackedInt4, out: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
-    """[M, K] bf16 -> [M, N] bf16 by tensor cores, decoding as it goes; see four_bit_gemm."""
-    return four_bit_gemm(x, packed, out, bias)
-
-
-def int4_matmul(x: Tensor, packed: PackedInt4, out: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
-    """[M, K] bf16 -> [M, N] bf16 by whichever kernel suits M; see four_bit_matmul."""
-    return four_bit_matmul(x, packed, out, bias)
 
 
 def _nibbles(words: Tensor, dim: int) -> Tensor:

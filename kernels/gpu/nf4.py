@@ -12,8 +12,6 @@ from torch import Tensor
 
 from kernels.gpu.four_bit_decode import nf4_registers
 from kernels.gpu.four_bit_dequantize import dequantize
-from kernels.gpu.four_bit_gemm import four_bit_gemm
-from kernels.gpu.four_bit_gemv import GemvConfig, Norm, four_bit_gemv
 from kernels.gpu.four_bit_layout import (
     PackedFourBit,
     internal_group_size,
@@ -21,7 +19,6 @@ from kernels.gpu.four_bit_layout import (
     pad_groups,
     unpack_words,
 )
-from kernels.gpu.four_bit_matmul import four_bit_matmul
 from kernels.nf4_matmul import Nf4Weight, block_absmax
 from kernels.packing import NF4_TABLE
 
@@ -73,30 +70,3 @@ def dequantize_nf4_reference(packed: PackedNf4Words) -> Tensor:
     weight = unpack_nf4_words(packed)
     values = torch.tensor(NF4_TABLE, dtype=torch.float64, device=packed.words.device)[weight.qdata.long()]
     return values * block_absmax(weight).double().repeat_interleave(weight.block, dim=1)
-
-
-def nf4_gemv(
-    x: Tensor,
-    packed: PackedNf4Words,
-    out: Tensor | None = None,
-    *,
-    norm: Norm | None = None,
-    residual: Tensor | None = None,
-    gated: bool = False,
-    bias: Tensor | None = None,
-    config: GemvConfig | None = None,
-) -> Tensor:
-    """[1, K] bf16 -> [1, N], or [1, N / 2] where gated; see four_bit_gemv."""
-    return four_bit_gemv(x, packed, out, norm=norm, residual=residual, gated=gated, bias=bias, config=config)
-
-
-def nf4_gemm(x: Tensor, packed: PackedNf4Words, out: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
-    """[M, K] bf16 -> [M, N] bf16 by tensor cores, decoding as it goes; see four_bit_gemm."""
-    return four_bit_gemm(x, packed, out, bias)
-
-
-def nf4_words_matmul(
-    x: Tensor, packed: PackedNf4Words, out: Tensor | None = None, bias: Tensor | None = None
-) -> Tensor:
-    """[M, K] bf16 -> [M, N] bf16 by whichever kernel suits M; see four_bit_matmul."""
-    return four_bit_matmul(x, packed, out, bias)

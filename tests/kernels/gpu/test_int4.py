@@ -5,14 +5,12 @@ import torch
 from torch import Tensor
 
 from kernels.gpu.four_bit_gemm import GemmConfig, four_bit_gemm, four_bit_gemm_reference
-from kernels.gpu.four_bit_gemv import GemvConfig, Norm, four_bit_gemv_reference
+from kernels.gpu.four_bit_gemv import GemvConfig, Norm, four_bit_gemv, four_bit_gemv_reference
+from kernels.gpu.four_bit_matmul import four_bit_matmul
 from kernels.gpu.int4 import (
     awq_codes,
     dequantize_int4,
     gptq_codes,
-    int4_gemm,
-    int4_gemv,
-    int4_matmul,
     pack_checkpoint,
     pack_int4,
     unpack_int4,
@@ -85,7 +83,7 @@ def test_a_gptq_checkpoint_keeps_its_weights(v1: bool, act_order: bool, device: 
     assert relative_error(dequantize_int4(packed), expected) < BOUND
     for m in (1, 3):
         x = activations(m, k, device)
-        assert relative_error(int4_matmul(x, packed), x.double().cpu() @ expected.T) < BOUND
+        assert relative_error(four_bit_matmul(x, packed), x.double().cpu() @ expected.T) < BOUND
 
 
 def test_an_awq_checkpoint_keeps_its_weights(device: str) -> None:
@@ -137,7 +135,7 @@ def test_dequantize_writes_every_weight(n: int, k: int, group: int, zeros: bool,
 def test_one_row(n: int, k: int, group: int, zeros: bool, config: GemvConfig, device: str, relative_error) -> None:
     packed, x, out = random_int4(n, k, group, device, zeros=zeros), activations(1, k, device), poisoned(1, n, device)
     bias = torch.randn(n, device=device)
-    int4_gemv(x, packed, out, bias=bias, config=config)
+    four_bit_gemv(x, packed, out, bias=bias, config=config)
     assert relative_error(out, four_bit_gemv_reference(x, dense(packed), bias=bias)) < BOUND
 
 
@@ -148,7 +146,7 @@ def test_one_row_after_a_norm_gated(zeros: bool, order: bool, device: str, relat
     packed, x = random_int4(22, k, 64, device, zeros=zeros, order=order), activations(1, k, device)
     norm = Norm(weight=torch.rand(k, device=device) + 0.5, eps=1e-5)
     out = poisoned(1, 11, device)
-    int4_gemv(x, packed, out, norm=norm, gated=True, config=GemvConfig(rows=16, quads=8, warps=1))
+    four_bit_gemv(x, packed, out, norm=norm, gated=True, config=GemvConfig(rows=16, quads=8, warps=1))
     assert relative_error(out, four_bit_gemv_reference(x, dense(packed), norm=norm, gated=True)) < BOUND
 
 
@@ -156,20 +154,20 @@ def test_one_row_onto_the_residual_in_place(device: str, relative_error) -> None
     packed, x = random_int4(19, 256, 128, device, zeros=False), activations(1, 256, device)
     residual = activations(1, 19, device)
     expected = four_bit_gemv_reference(x, dense(packed), residual=residual)
-    int4_gemv(x, packed, residual, residual=residual)
+    four_bit_gemv(x, packed, residual, residual=residual)
     assert relative_error(residual, expected) < BOUND
 
 
 def test_one_row_takes_large_activations(device: str, relative_error) -> None:
     packed, x = random_int4(16, 256, 128, device, zeros=False), activations(1, 256, device)
     x[0, 77] = 30000.0
-    assert relative_error(int4_gemv(x, packed), four_bit_gemv_reference(x, dense(packed))) < BOUND
+    assert relative_error(four_bit_gemv(x, packed), four_bit_gemv_reference(x, dense(packed))) < BOUND
 
 
 def test_two_rows_are_not_one(device: str) -> None:
     packed = random_int4(16, 128, 128, device, zeros=False)
     with pytest.raises(ValueError, match="one row"):
-        int4_gemv(activations(2, 128, device), packed)
+        four_bit_gemv(activations(2, 128, device), packed)
 
 
 @pytest.mark.parametrize(
@@ -185,7 +183,7 @@ def test_two_rows_are_not_one(device: str) -> None:
 def test_several_rows(m: int, n: int, k: int, group: int, zeros: bool, device: str, relative_error) -> None:
     packed, x, out = random_int4(n, k, group, device, zeros=zeros), activations(m, k, device), poisoned(m, n, device)
     bias = torch.randn(n, device=device)
-    int4_gemm(x, packed, out, bias)
+    four_bit_gemm(x, packed, out, bias)
     assert relative_error(out, four_bit_gemm_reference(x, dense(packed), bias)) < BOUND
 
 
@@ -193,7 +191,9 @@ def test_several_rows(m: int, n: int, k: int, group: int, zeros: bool, device: s
 def test_every_path_of_the_dispatch(m: int, device: str, relative_error) -> None:
     packed, x = random_int4(10, 128, 64, device, zeros=True, order=True), activations(m, 128, device)
     bias = torch.randn(10, device=device)
-    assert relative_error(int4_matmul(x, packed, bias=bias), four_bit_gemm_reference(x, dense(packed), bias)) < BOUND
+    assert (
+        relative_error(four_bit_matmul(x, packed, bias=bias), four_bit_gemm_reference(x, dense(packed), bias)) < BOUND
+    )
 
 
 @pytest.mark.gpu
@@ -203,8 +203,8 @@ def test_every_path_of_the_dispatch(m: int, device: str, relative_error) -> None
 def test_one_row_of_a_large_layer(n: int, k: int, group: int, zeros: bool, relative_error) -> None:
     packed, x, out = random_int4(n, k, group, "cuda", zeros=zeros), activations(1, k, "cuda"), poisoned(1, n, "cuda")
     norm = Norm(weight=torch.rand(k, device="cuda") + 0.5, eps=1e-5)
-    assert relative_error(int4_gemv(x, packed, out), four_bit_gemv_reference(x, dense(packed))) < BOUND
-    int4_gemv(x, packed, out, norm=norm)
+    assert relative_error(four_bit_gemv(x, packed, out), four_bit_gemv_reference(x, dense(packed))) < BOUND
+    four_bit_gemv(x, packed, out, norm=norm)
     assert relative_error(out, four_bit_gemv_reference(x, dense(packed), norm=norm)) < BOUND
 
 
@@ -217,7 +217,7 @@ def test_several_rows_of_a_large_layer(m: int, n: int, k: int, group: int, zeros
     expected = four_bit_gemm_reference(x, dense(packed), bias)
     for _ in range(2):  # the second finds the counters of split products set back
         out = poisoned(m, n, "cuda")
-        int4_gemm(x, packed, out, bias)
+        four_bit_gemm(x, packed, out, bias)
         assert relative_error(out, expected) < BOUND
 
 

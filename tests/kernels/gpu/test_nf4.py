@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from kernels.gpu.four_bit_gemm import four_bit_gemm_reference
-from kernels.gpu.four_bit_gemv import GemvConfig, Norm, four_bit_gemv_reference
-from kernels.gpu.nf4 import dequantize_nf4_words, nf4_gemm, nf4_gemv, nf4_words_matmul, pack_nf4_words, unpack_nf4_words
+from kernels.gpu.four_bit_gemm import four_bit_gemm, four_bit_gemm_reference
+from kernels.gpu.four_bit_gemv import GemvConfig, Norm, four_bit_gemv, four_bit_gemv_reference
+from kernels.gpu.four_bit_matmul import four_bit_matmul
+from kernels.gpu.nf4 import dequantize_nf4_words, pack_nf4_words, unpack_nf4_words
 from kernels.nf4_matmul import block_absmax, dequantize_nf4, quantize_nf4
 from tests.kernels.gpu.four_bit_weights import activations, dense, poisoned, random_nf4
 
@@ -32,28 +33,28 @@ def test_dequantize_writes_every_weight(n: int, k: int, block: int, device: str,
 @pytest.mark.parametrize(("n", "k", "block"), [(18, 256, 64), (7, 192, 64), (9, 96, 32), (12, 256, 128)])
 def test_one_row(n: int, k: int, block: int, device: str, relative_error) -> None:
     packed, x, out = random_nf4(n, k, block, device), activations(1, k, device), poisoned(1, n, device)
-    nf4_gemv(x, packed, out, config=GemvConfig(rows=16, quads=8, warps=1))
+    four_bit_gemv(x, packed, out, config=GemvConfig(rows=16, quads=8, warps=1))
     assert relative_error(out, four_bit_gemv_reference(x, dense(packed))) < BOUND
 
 
 def test_one_row_after_a_norm_gated(device: str, relative_error) -> None:
     packed, x, out = random_nf4(22, 192, 64, device), activations(1, 192, device), poisoned(1, 11, device)
     norm = Norm(weight=torch.rand(192, device=device) + 0.5, eps=1e-5)
-    nf4_gemv(x, packed, out, norm=norm, gated=True, config=GemvConfig(rows=16, quads=8, warps=1))
+    four_bit_gemv(x, packed, out, norm=norm, gated=True, config=GemvConfig(rows=16, quads=8, warps=1))
     assert relative_error(out, four_bit_gemv_reference(x, dense(packed), norm=norm, gated=True)) < BOUND
 
 
 @pytest.mark.parametrize(("m", "n", "k", "block"), [(2, 40, 256, 64), (17, 9, 96, 32), (3, 33, 256, 128)])
 def test_several_rows(m: int, n: int, k: int, block: int, device: str, relative_error) -> None:
     packed, x, out = random_nf4(n, k, block, device), activations(m, k, device), poisoned(m, n, device)
-    nf4_gemm(x, packed, out)
+    four_bit_gemm(x, packed, out)
     assert relative_error(out, four_bit_gemm_reference(x, dense(packed))) < BOUND
 
 
 @pytest.mark.parametrize("m", [1, 3, 260])
 def test_every_path_of_the_dispatch(m: int, device: str, relative_error) -> None:
     packed, x, bias = random_nf4(10, 128, 64, device), activations(m, 128, device), torch.randn(10, device=device)
-    out = nf4_words_matmul(x, packed, bias=bias)
+    out = four_bit_matmul(x, packed, bias=bias)
     assert relative_error(out, four_bit_gemm_reference(x, dense(packed), bias)) < BOUND
 
 
@@ -63,5 +64,5 @@ def test_every_path_of_the_dispatch(m: int, device: str, relative_error) -> None
 @pytest.mark.parametrize("block", [64, 128, 32])
 def test_a_large_layer(m: int, n: int, k: int, block: int, relative_error) -> None:
     packed, x, out = random_nf4(n, k, block, "cuda"), activations(m, k, "cuda"), poisoned(m, n, "cuda")
-    nf4_words_matmul(x, packed, out)
+    four_bit_matmul(x, packed, out)
     assert relative_error(out, four_bit_gemm_reference(x, dense(packed))) < BOUND
