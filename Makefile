@@ -38,8 +38,8 @@ test: setup  ## The tests (under 10 minutes on 2 cores)
 	@$(BIN)/python -m pytest -m "not gpu and not slow" $(PYTEST_FLAGS)
 
 lint: setup  ## ruff, mypy --strict on the pure floors, the floors themselves
-	@$(BIN)/ruff check .
-	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check --no-cache .
+	@$(BIN)/ruff format --no-cache --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-cache
 

@@ -81,6 +81,7 @@ class Outbox:
             try:
                 await asyncio.wait_for(self._news.wait(), LINGER_S)
             except TimeoutError:
-                if not self._live:
+                # The last delta may have come between the time-out and this line.
+                if not self._live and not self._deltas:
                     return False
         return True

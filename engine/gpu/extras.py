@@ -6,8 +6,6 @@ from collections.abc import Callable, Set
 from collections.abc import Sequence as Items
 
 import torch
-from kernels.gpu.penalties import apply_logit_bias, apply_penalties
-from kernels.gpu.sampling import sample_tokens, token_logprobs
 from torch import Tensor
 
 from cluster.request import SamplingParams, TokenLogprob
@@ -15,6 +13,8 @@ from engine.gpu.device_state import DeviceState
 from engine.gpu.host_copy import to_host
 from engine.sampling_batch import is_penalised, row_bias
 from engine.sequence import ScheduledChunk
+from kernels.gpu.penalties import apply_logit_bias, apply_penalties
+from kernels.gpu.sampling import sample_tokens, token_logprobs
 
 Logprobs = Callable[[], list[TokenLogprob | None]]
 

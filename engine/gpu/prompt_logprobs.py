@@ -6,13 +6,13 @@ from collections.abc import Callable
 from collections.abc import Sequence as Items
 
 import torch
-from kernels.gpu.sampling import token_logprobs
 from torch import Tensor
 
 from cluster.request import TokenLogprob
 from engine.gpu.host_copy import to_host
 from engine.gpu.linear import Head
 from engine.sequence import ScheduledChunk
+from kernels.gpu.sampling import token_logprobs
 
 ROWS_AT_ONCE = 512
 """Of logits: 512 x 128,256 x 4 bytes are 263 MB."""

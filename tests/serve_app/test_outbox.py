@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 from cluster.load import Load
 from cluster.request import TokenDelta
@@ -53,6 +54,17 @@ async def test_it_stays_open_while_there_is_work_and_ends_soon_after() -> None:
     outbox.put(delta("a", 1, last=True))
     frames = await asyncio.wait_for(reading, 3 * LINGER_S)
     assert len(frames) == 1
+
+
+async def test_a_last_delta_that_meets_the_time_out_is_not_lost() -> None:
+    """Both become ready while the loop is busy elsewhere, the time-out first."""
+    outbox = Outbox(lambda: LOAD)
+    outbox.add(["a"])
+    reading = asyncio.create_task(collect(outbox))
+    await asyncio.sleep(0)
+    time.sleep(1.5 * LINGER_S)
+    asyncio.get_running_loop().call_soon(outbox.put, delta("a", 1, last=True))
+    assert len(await asyncio.wait_for(reading, 5)) == 1
 
 
 async def test_a_newer_channel_takes_over() -> None:
