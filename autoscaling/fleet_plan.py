@@ -1,0 +1,232 @@
+"""How many replicas of which variant a demand needs at the least cost, with the arithmetic; it knows no time, no Ray.
+
+Every class of requests goes to one variant that may serve it, and takes rate / sustained rate of its replicas
+(autoscaling/sustained.py, within the tightest limits of all classes there): these parts add. Of all assignments the
+cheapest is taken: rounding up to whole replicas decides as much as the rates do, so it is not found class by class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from math import ceil
+
+from autoscaling.demand import ClassDemand
+from autoscaling.sustained import Mix, ReplicaCapability, Sustained, sustained
+from cluster.slo import SloLimits, meets_floor
+
+VARIANTS_A_CLASS = 3
+"""The cheapest for it; 3 classes and 8 variants are 27 assignments then, and not 512."""
+ROUNDING = 1e-9
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VariantBounds:
+    min: int
+    max: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FleetTerms:
+    """What does not change from one decision to the next."""
+
+    replicas: Mapping[str, ReplicaCapability]
+    """One of each variant."""
+    bounds: Mapping[str, VariantBounds]
+    classes: Mapping[str, SloLimits]
+    budget_replicas: int
+    """Of all variants together: GPUs times equal shares of one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClassLoad:
+    """A class on a variant."""
+
+    demand: ClassDemand
+    mix: Mix
+    sustained: Sustained
+
+    @property
+    def replicas(self) -> float:
+        """Of full replicas."""
+        return self.demand.rate_per_s / self.sustained.rate_per_s
+
+    def arithmetic(self) -> str:
+        return f"{self.demand.slo_class} {self.demand.rate_per_s:.2f}/s of {self.sustained.arithmetic(self.mix)}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VariantLoad:
+    """A variant's part of the plan."""
+
+    variant: str
+    classes: tuple[ClassLoad, ...]
+    needed: int
+    """Replicas for the demand with the headroom; the plan may have more (a minimum) or fewer (a budget)."""
+
+    def arithmetic(self, headroom: float, replicas: int) -> str:
+        full = sum(load.replicas for load in self.classes)
+        planned = "" if replicas == self.needed else f", planned {replicas}"
+        parts = " + ".join(load.arithmetic() for load in self.classes)
+        return f"{self.variant}: {full:.2f} full / {1 - headroom:.2f} -> {self.needed} replicas{planned} ({parts})"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FleetPlan:
+    replicas: Mapping[str, int]
+    shares: Mapping[str, Mapping[str, float]]
+    """Class -> variant -> share of its traffic."""
+    loads: tuple[VariantLoad, ...]
+    unserved: tuple[str, ...]
+    """Classes that no variant may serve."""
+    short: int
+    """Replicas that the demand needs beyond the budget and the maxima."""
+    cost_per_s: float
+    headroom: float
+
+    def arithmetic(self) -> str:
+        lines = [load.arithmetic(self.headroom, self.replicas[load.variant]) for load in self.loads]
+        lines += [f"{name}: no variant keeps its limits and its quality floor" for name in self.unserved]
+        if self.short:
+            lines.append(f"{self.short} replicas short of the demand: the budget or a variant's maximum binds")
+        return "; ".join(lines) or "no demand"
+
+
+def cheapest_plan(
+    demand: Sequence[ClassDemand], terms: FleetTerms, headroom: float, at_least: Mapping[str, int] | None = None
+) -> FleetPlan:
+    """Within the budget and never below the minima; `at_least`: a fleet that only grows."""
+    choices = {entry.slo_class: _choices(entry, terms) for entry in demand}
+    served = [entry for entry in demand if choices[entry.slo_class]]
+    unserved = tuple(entry.slo_class for entry in demand if entry not in served)
+    floors = {name: max(bounds.min, (at_least or {}).get(name, 0)) for name, bounds in terms.bounds.items()}
+    plans = (
+        _plan(loads, terms, headroom, floors, unserved=unserved)
+        for loads in _assignments(served, choices, terms, headroom)
+    )
+    return min(plans, key=lambda plan: (plan.short, plan.cost_per_s, tuple(sorted(plan.replicas.items()))))
+
+
+def plan_within(
+    demand: Sequence[ClassDemand], terms: FleetTerms, headroom: float, replicas: Mapping[str, int]
+) -> FleetPlan | None:
+    """The same fleet with the demand shared out anew; None where it does not hold it."""
+    choices = {entry.slo_class: _choices(entry, terms) for entry in demand}
+    served = [entry for entry in demand if choices[entry.slo_class]]
+    for loads in _assignments(served, choices, terms, headroom):
+        if all(load.needed <= replicas.get(load.variant, 0) for load in loads):
+            unserved = tuple(entry.slo_class for entry in demand if entry not in served)
+            return _fleet_plan(dict(replicas), loads, terms, headroom, unserved=unserved, short=0)
+    return None
+
+
+def may_serve(limits: SloLimits, replica: ReplicaCapability) -> bool:
+    """By its quality; a class that degrades takes any where none has enough."""
+    return meets_floor(replica.model.variant.quality, limits.min_quality)
+
+
+def _choices(entry: ClassDemand, terms: FleetTerms) -> list[str]:
+    """The variants that may serve a class and keep its limits, the cheapest a request first."""
+    limits = terms.classes[entry.slo_class]
+    able = [name for name, replica in terms.replicas.items() if terms.bounds[name].max and may_serve(limits, replica)]
+    if not able and limits.fallback == "degrade":
+        able = [name for name in terms.replicas if terms.bounds[name].max]
+    costs = {name: _cost_of_request(entry, terms, name) for name in able}
+    return sorted((name for name in able if costs[name] < float("inf")), key=lambda name: (costs[name], name))[
+        :VARIANTS_A_CLASS
+    ]
+
+
+def _cost_of_request(entry: ClassDemand, terms: FleetTerms, name: str) -> float:
+    replica, limits = terms.replicas[name], terms.classes[entry.slo_class]
+    rate = sustained(replica, _mix(entry, [limits])).rate_per_s
+    return replica.price_per_s / rate if rate else float("inf")
+
+
+def _assignments(
+    demand: Sequence[ClassDemand], choices: Mapping[str, Sequence[str]], terms: FleetTerms, headroom: float
+) -> Iterator[tuple[VariantLoad, ...]]:
+    for chosen in product(*(choices[entry.slo_class] for entry in demand)):
+        groups: dict[str, list[ClassDemand]] = {}
+        for entry, variant in zip(demand, chosen, strict=True):
+            groups.setdefault(variant, []).append(entry)
+        yield tuple(_load(variant, entries, terms, headroom) for variant, entries in sorted(groups.items()))
+
+
+def _load(variant: str, entries: Sequence[ClassDemand], terms: FleetTerms, headroom: float) -> VariantLoad:
+    limits = [terms.classes[entry.slo_class] for entry in entries]
+    classes = tuple(_class_load(terms.replicas[variant], entry, _mix(entry, limits)) for entry in entries)
+    full = sum(load.replicas for load in classes)
+    return VariantLoad(variant=variant, classes=classes, needed=ceil(full / (1 - headroom) - ROUNDING))
+
+
+def _class_load(replica: ReplicaCapability, entry: ClassDemand, mix: Mix) -> ClassLoad:
+    """Within its own limits it can be kept there; long prompts may still pass the TTFT limit of another class, whose
+    own prompts are shorter and do not wait for all of them."""
+    for looser in (mix, replace(mix, ttft_s=None), replace(mix, ttft_s=None, tpot_s=None)):
+        found = sustained(replica, looser)
+        if found.rate_per_s:
+            break
+    return ClassLoad(demand=entry, mix=mix, sustained=found)
+
+
+def _mix(entry: ClassDemand, limits: Sequence[SloLimits]) -> Mix:
+    """A class's mean request within the limits of all that are served with it."""
+    return Mix(
+        prompt_tokens=entry.prompt_tokens,
+        output_tokens=max(1.0, entry.output_tokens),
+        ttft_s=_tightest([limit.ttft_ms for limit in limits]),
+        tpot_s=_tightest([limit.tpot_ms for limit in limits]),
+    )
+
+
+def _tightest(limits_ms: Sequence[float | None]) -> float | None:
+    return min((limit / 1e3 for limit in limits_ms if limit is not None), default=None)
+
+
+def _plan(
+    loads: tuple[VariantLoad, ...],
+    terms: FleetTerms,
+    headroom: float,
+    floors: Mapping[str, int],
+    *,
+    unserved: tuple[str, ...],
+) -> FleetPlan:
+    needed = {load.variant: load.needed for load in loads}
+    replicas = {name: min(bounds.max, max(floors[name], needed.get(name, 0))) for name, bounds in terms.bounds.items()}
+    _cut_to_budget(replicas, needed, floors, terms.budget_replicas)
+    short = sum(max(0, count - replicas[name]) for name, count in needed.items())
+    return _fleet_plan(replicas, loads, terms, headroom, unserved=unserved, short=short)
+
+
+def _cut_to_budget(
+    replicas: dict[str, int], needed: Mapping[str, int], floors: Mapping[str, int], budget_replicas: int
+) -> None:
+    """One by one, where what is left is the largest part of what is needed."""
+    while sum(replicas.values()) > budget_replicas:
+        able = [name for name, count in replicas.items() if count > floors[name]]
+        if not able:
+            return
+        name = max(able, key=lambda name: ((replicas[name] - 1) / max(1, needed.get(name, 0)), name))
+        replicas[name] -= 1
+
+
+def _fleet_plan(
+    replicas: Mapping[str, int],
+    loads: tuple[VariantLoad, ...],
+    terms: FleetTerms,
+    headroom: float,
+    *,
+    unserved: tuple[str, ...],
+    short: int,
+) -> FleetPlan:
+    return FleetPlan(
+        replicas=replicas,
+        shares={part.demand.slo_class: {load.variant: 1.0} for load in loads for part in load.classes},
+        loads=loads,
+        unserved=unserved,
+        short=short,
+        cost_per_s=sum(count * terms.replicas[name].price_per_s for name, count in replicas.items()),
+        headroom=headroom,
+    )

@@ -1,0 +1,49 @@
+"""What a scaling policy is told and what it answers: one form for production and the simulator; it decides nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from cluster.load import Load
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClassTraffic:
+    """Of one SLO class since the last decision, counted at arrival, refused requests included."""
+
+    slo_class: str
+    arrivals: int
+    window_s: float
+    prompt_tokens: int
+    """Of all arrivals together."""
+    output_tokens: int
+    """Of all that finished."""
+    finished: int
+    refused: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FleetObservation:
+    now_s: float
+    loads: tuple[Load, ...]
+    """Of running replicas, as last heard."""
+    starting: Mapping[str, tuple[float, ...]]
+    """Variant -> when each starting replica was asked for."""
+    draining: Mapping[str, int]
+    traffic: tuple[ClassTraffic, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScalingDecision:
+    replicas: Mapping[str, int]
+    """The target of each variant."""
+    shares: Mapping[str, Mapping[str, float]]
+    """Class -> variant -> the share of its traffic that routers should send there; empty: no preference."""
+    reason: str
+    """The arithmetic, in a line or a few."""
+
+
+class ScalingPolicy(Protocol):
+    def decide(self, observation: FleetObservation) -> ScalingDecision: ...
