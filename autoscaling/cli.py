@@ -1,4 +1,4 @@
-"""The autoscaler's commands: `plan`; each imports what it needs when it runs."""
+"""The autoscaler's commands: `plan`, `explain`; each imports what it needs when it runs."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ PIPE_COLUMNS = 150
 
 def register(app: typer.Typer) -> None:
     app.command("plan")(plan)
+    app.command("explain")(explain)
 
 
 def plan(
@@ -102,3 +103,41 @@ def _title(fleet: FleetConfig, shape: ModelShape, hardware: Accelerator, part: S
         f"{hardware.name}: {hardware.memory_bytes / 1e9:,.1f} GB, {hardware.bandwidth_bytes_per_s / 1e9:,.1f} GB/s,"
         f" TFLOP/s {peaks}, ${hardware.price_per_hour:g}/h\n{part.arithmetic}"
     )
+
+
+def explain(
+    log: Annotated[Path, typer.Argument(help="A decision log, one JSON line a decision.")],
+    at: Annotated[
+        str | None, typer.Option(help="The decision in force at this time (UTC), such as '2026-11-22 14:05:00'.")
+    ] = None,
+    replay: Annotated[
+        bool, typer.Option("--replay", help="Make every decision again from what was seen, and compare.")
+    ] = False,
+) -> None:
+    """Why the fleet grew or shrank: every change in a line, or one decision with its arithmetic."""
+    from autoscaling.decision_log import entries
+    from autoscaling.explanation import changes, explain, in_force
+
+    if replay:
+        _replay(log)
+    elif at is not None:
+        typer.echo(explain(in_force(entries(log), at)))
+    else:
+        for line in changes(entries(log)):
+            typer.echo(line)
+
+
+def _replay(log: Path) -> None:
+    from autoscaling.decision_log import replay
+    from autoscaling.explanation import headline
+    from cluster.errors import UserError
+
+    count = 0
+    for replayed in replay(log):
+        count += 1
+        if not replayed.is_same:
+            raise UserError(
+                f"{log}: decision {count} is another now ({headline(replayed.entry)}; again: {replayed.again.reason});"
+                " the log was made by another version"
+            )
+    typer.echo(f"{log}: {count} decisions, all the same again")
