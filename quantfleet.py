@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 import autoscaling.cli
+import batch_jobs.bench.cli
 import batch_jobs.cli
 import engine.cli
 import serve_app.cli
@@ -37,8 +38,12 @@ def _options(
     pass
 
 
+bench = typer.Typer(help="Measure this machine and its models.", no_args_is_help=True)
 for folder in (serve_app, batch_jobs, autoscaling, engine):
     folder.cli.register(app)
+engine.cli.register_bench(bench)
+batch_jobs.bench.cli.register_bench(bench)
+app.add_typer(bench, name="bench")
 
 
 def main() -> None:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+import autoscaling.simulator.cli
+
 if TYPE_CHECKING:
     from autoscaling.plan_tables import VariantPlan
     from autoscaling.planner import Slice
@@ -23,6 +25,7 @@ PIPE_COLUMNS = 150
 def register(app: typer.Typer) -> None:
     app.command("plan")(plan)
     app.command("explain")(explain)
+    autoscaling.simulator.cli.register(app)
 
 
 def plan(

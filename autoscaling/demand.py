@@ -11,6 +11,8 @@ from autoscaling.scaling import ClassTraffic
 
 PRIOR_OUTPUT_TOKENS = 128.0
 """Before any answer has ended."""
+PRIOR_ANSWERS = 32
+"""So many answers the prior counts for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,7 +86,7 @@ class _ClassSeries:
         self._asleep = True
         self.prompt_tokens = 0.0
         self.output_tokens = PRIOR_OUTPUT_TOKENS
-        self._known_outputs = 0
+        self._num_outputs = 0
 
     def observe(self, seen: ClassTraffic, now_s: float) -> None:
         settings, window_s = self._settings, seen.window_s
@@ -125,7 +127,7 @@ class _ClassSeries:
             )
         if seen.finished:
             mean = seen.output_tokens / seen.finished
-            # The first answers to end are short ones: the prior gives way only as they grow many.
-            self._known_outputs += seen.finished
-            weight = max(weight, 1 / (1 + self._known_outputs / 32)) if self._known_outputs < 1024 else weight
+            # The first answers to end are short ones: the prior counts in a mean over all of them.
+            self._num_outputs += seen.finished
+            weight = max(weight, seen.finished / (PRIOR_ANSWERS + self._num_outputs))
             self.output_tokens += weight * (mean - self.output_tokens)

@@ -55,7 +55,7 @@ class KvAwarePolicy:
         stays = plan_within(expected, terms, headroom, current)
         if stays is None:
             plan = self._grown(expected, current)
-            return plan.replicas, f"grows: {plan.arithmetic()}"
+            return _beside(plan.replicas, current, terms.budget_replicas), f"grows: {plan.arithmetic()}"
         held = _larger_of_each(expected, self._forecast.held())
         smaller = cheapest_plan(held, terms, min(0.95, headroom + self._settings.hysteresis))
         if smaller.cost_per_s >= stays.cost_per_s or smaller.short > 0:
@@ -63,7 +63,7 @@ class KvAwarePolicy:
         ready = {name: min(count, running[name]) for name, count in smaller.replicas.items()}
         if plan_within(expected, terms, headroom, ready) is None:
             # The cheaper fleet does not run yet: first what it has more of, then what it has less of.
-            both = {name: max(count, smaller.replicas[name]) for name, count in current.items()}
+            both = _beside(smaller.replicas, current, terms.budget_replicas)
             return both, f"grows towards a cheaper fleet: {smaller.arithmetic()}"
         return smaller.replicas, f"shrinks: {smaller.arithmetic()}"
 
@@ -95,6 +95,17 @@ def _larger_of_each(first: Sequence[ClassDemand], second: Sequence[ClassDemand])
         if other is None or other.rate_per_s < entry.rate_per_s:
             larger[entry.slo_class] = entry
     return [larger[name] for name in sorted(larger)]
+
+
+def _beside(wanted: Mapping[str, int], current: Mapping[str, int], budget_replicas: int) -> dict[str, int]:
+    """What is wanted, and what runs besides until that is ready, as far as the budget goes."""
+    both = {name: max(count, current.get(name, 0)) for name, count in wanted.items()}
+    while sum(both.values()) > budget_replicas:
+        name = max(both, key=lambda name: (both[name] - wanted[name], name))
+        if both[name] == wanted[name]:
+            break
+        both[name] -= 1
+    return both
 
 
 def _beside_draining(target: Mapping[str, int], current: Mapping[str, int], available: int) -> dict[str, int]:

@@ -69,10 +69,11 @@ def memory_table(plans: Sequence[VariantPlan]) -> Table:
         table.add_column(column, justify="left" if column == "variant" else "right")
     for plan in plans:
         shape, variant, capacity = plan.model.shape, plan.model.variant, plan.capacity
+        kind = plan.model.accelerator.kind
         table.add_row(
             plan.name,
-            _megabytes(variant.resident_bytes(shape)),
-            _megabytes(variant.read_bytes(shape)),
+            _megabytes(variant.resident_bytes(shape, kind)),
+            _megabytes(variant.read_bytes(shape, kind)),
             f"{capacity.bytes_per_token:,} B",
             f"{capacity.tokens:,} tokens",
             f"{plan.sequences_reserved:,}",

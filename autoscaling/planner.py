@@ -79,12 +79,7 @@ def allot(
     replicas: Mapping[str, int] | None = None,
 ) -> Placement:
     """The replicas to start with: each variant's minimum, or `replicas` by variant, such as one for a batch job."""
-    if accelerator.kind not in serving_kinds():
-        raise UserError(
-            f"accelerator: {accelerator.name} can be planned for, but the torch that is installed here runs on"
-            f" {', '.join(serving_kinds())} only; say accelerator: auto, or install a CUDA build of torch"
-        )
-    _check_methods(config, accelerator)
+    _check_runs_here(config, accelerator)
     started = dict(replicas) if replicas is not None else {name: config.replicas(name).min for name in config.variants}
     most = sum(started.values()) if replicas is not None else most_replicas(config)
     if not sum(started.values()):
@@ -94,6 +89,17 @@ def allot(
         allotment(config, shape, accelerator, part, config.variants[name], f"{name}-{index}", checkpoint)
         for name, count in started.items()
         for index in range(count)
+    ]
+    return Placement(accelerator=accelerator, slice=part, allotments=tuple(allotments))
+
+
+def patterns(config: FleetConfig, shape: ModelShape, accelerator: Accelerator, checkpoint: str) -> Placement:
+    """One replica of each variant, as there may be several or none of while the fleet runs."""
+    _check_runs_here(config, accelerator)
+    part = slice_of(config, accelerator, most_replicas(config))
+    allotments = [
+        allotment(config, shape, accelerator, part, variant, f"{name}-0", checkpoint)
+        for name, variant in config.variants.items()
     ]
     return Placement(accelerator=accelerator, slice=part, allotments=tuple(allotments))
 
@@ -125,6 +131,10 @@ def slice_of(config: FleetConfig, accelerator: Accelerator, replicas: int) -> Sl
 
 def _slice_of_gpu(config: FleetConfig, accelerator: Accelerator, replicas: int) -> Slice:
     gpus, wish = config.autoscaling.budget.gpus or accelerator.count, config.autoscaling.budget.replicas_per_gpu
+    if config.is_autoscaled and gpus:
+        # There the budget binds, not the sum of the maxima: that says which variants the GPUs may be given to.
+        minima = sum(config.replicas(name).min for name in config.variants)
+        replicas = min(replicas, max(minima, gpus if wish == "auto" else gpus * wish))
     each = wish if wish != "auto" else max(1, ceil(replicas / gpus)) if gpus else 1
     if gpus and replicas > gpus * each:
         raise UserError(
@@ -139,6 +149,15 @@ def _slice_of_gpu(config: FleetConfig, accelerator: Accelerator, replicas: int) 
         compute_share=1 / each,
         arithmetic=arithmetic,
     )
+
+
+def _check_runs_here(config: FleetConfig, accelerator: Accelerator) -> None:
+    if accelerator.kind not in serving_kinds():
+        raise UserError(
+            f"accelerator: {accelerator.name} can be planned for, but the torch that is installed here runs on"
+            f" {', '.join(serving_kinds())} only; say accelerator: auto, or install a CUDA build of torch"
+        )
+    _check_methods(config, accelerator)
 
 
 def _check_methods(config: FleetConfig, accelerator: Accelerator) -> None:

@@ -1,22 +1,16 @@
-"""The commands `generate` and `evaluate`: options in, tables out; each imports what it needs when it runs."""
+"""The command `generate`, and the registers of the other jobs' commands; it imports what it needs when it runs."""
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-INTERRUPTED = 130
-"""What a shell reports for a command ended by SIGINT."""
-
-ConfigOption = Annotated[
-    Path | None, typer.Option("--config", "-c", help="fleet.yaml; else ./fleet.yaml, else the built-in default.")
-]
+import batch_jobs.evaluate.cli
+import batch_jobs.quantize.cli
+from batch_jobs.command_line import INTERRUPTED, ConfigOption, interruptible
 
 
 class Format(StrEnum):
@@ -26,7 +20,8 @@ class Format(StrEnum):
 
 def register(app: typer.Typer) -> None:
     app.command("generate")(generate)
-    app.command("evaluate")(evaluate)
+    batch_jobs.evaluate.cli.register(app)
+    batch_jobs.quantize.cli.register(app)
 
 
 def generate(
@@ -96,53 +91,3 @@ def generate(
             console.print(f"interrupted; the finished files in {output} are whole and stay")
             raise typer.Exit(INTERRUPTED) from None
     console.print(report_table(report))
-
-
-@contextmanager
-def interruptible() -> Iterator[None]:
-    """SIGTERM ends a job as SIGINT does, also where SIGINT was inherited as ignored (a shell's background job)."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    for number in before:
-        signal.signal(number, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def evaluate(
-    variants: Annotated[list[str], typer.Argument(metavar="VARIANT...", help="Variants of the configuration.")],
-    text: Annotated[Path, typer.Option("--text", help="A text file, UTF-8.")],
-    config: ConfigOption = None,
-    register_: Annotated[
-        bool, typer.Option("--register", help="Write each quality into fleet.yaml, which the router reads.")
-    ] = False,
-    context: Annotated[int, typer.Option(help="Tokens of a window.")] = 512,
-    stride: Annotated[
-        int | None, typer.Option(help="Tokens from one window's begin to the next; disjoint windows, if not given.")
-    ] = None,
-    max_tokens: Annotated[int, typer.Option(help="Of the text, from its start; 0 takes all of it.")] = 20480,
-) -> None:
-    """Perplexity of variants on a text, and their quality: the bf16 perplexity divided by theirs."""
-    from rich.console import Console
-
-    from batch_jobs.evaluate import EvaluateJob, run_evaluate
-    from batch_jobs.progress import scores_table
-    from cluster.config import FleetConfig, register_quality
-
-    job = EvaluateJob(
-        config=FleetConfig.load(config),
-        variants=tuple(variants),
-        text=text,
-        context=context,
-        stride=stride,
-        max_tokens=max_tokens or None,
-    )
-    console = Console()
-    scores = run_evaluate(job, console)
-    console.print(scores_table(scores, context, job.step))
-    if register_:
-        for score in scores[1:]:
-            file = register_quality(config, score.variant, round(score.quality, 4))
-            console.print(f"{file}: variants.{score.variant}.quality: {score.quality:.4f}")

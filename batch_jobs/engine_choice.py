@@ -14,7 +14,7 @@ from cluster.errors import UserError, did_you_mean
 from cluster.model_shape import ModelShape
 from cluster.profile import Profile
 from cluster.variants import Variant
-from engine.checkpoint import ensure_checkpoint
+from engine.checkpoint import ensure_checkpoint, with_weights
 from engine.profiling import profile_key, profile_path
 
 
@@ -46,7 +46,7 @@ def choose_engine(config: FleetConfig, variant_name: str | None) -> EngineChoice
     checkpoint = ensure_checkpoint(config.model.source)
     shape = ModelShape.from_hf_config(Path(checkpoint) / "config.json", config.engine.max_context)
     (placed,) = allot(config, shape, accelerator, str(checkpoint), replicas={variant.name: 1}).allotments
-    spec = placed.spec
+    spec = with_weights(placed.spec, shape)
     # A profile that is there corrects the roofline; measuring one takes longer than most jobs would gain by it.
     profile = Profile.load(profile_path(spec), profile_key(spec))
     cost_model = CostModel(shape, variant, accelerator, share=spec.share, kv_dtype=spec.kv_dtype, profile=profile)

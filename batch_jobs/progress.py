@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 
 from batch_jobs.generator import FINISHED, STARTED
-from batch_jobs.report import GenerateReport, VariantScore
+from batch_jobs.report import GenerateReport
 
 
 @dataclass(slots=True, kw_only=True)
@@ -81,16 +81,4 @@ def report_table(report: GenerateReport) -> Table:
     table.add_row("batch size", str(report.batch_size))
     table.add_row("why", report.batch_size_reason)
     table.add_row("written", f"{len(report.files)} files in {report.output}")
-    return table
-
-
-def scores_table(scores: list[VariantScore], context: int, stride: int) -> Table:
-    kind = "disjoint" if stride == context else f"a new one every {stride} tokens"
-    table = Table(title=f"Perplexity, windows of {context} tokens, {kind}", title_justify="left")
-    table.add_column("variant")
-    for heading in ("perplexity", "quality", "tokens", "seconds"):
-        table.add_column(heading, justify="right")
-    for score in scores:
-        figures = (f"{score.perplexity:.4f}", f"{score.quality:.4f}", str(score.num_tokens), f"{score.seconds:.1f}")
-        table.add_row(score.variant, *figures)
     return table

@@ -22,14 +22,3 @@ class GenerateReport:
     """Generated tokens over generating_s."""
     batch_size: int
     batch_size_reason: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VariantScore:
-    variant: str
-    perplexity: float
-    quality: float
-    """The reference's perplexity / its own."""
-    num_tokens: int
-    """Tokens that count, that is, were predicted."""
-    seconds: float

@@ -1,14 +1,19 @@
-"""Candidate: one replica weighed for one request: what it would miss and cost, in words; it picks none."""
+"""Replicas weighed for one request: what each would miss and cost, in figures and words; it picks none."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from cluster.cost_model import CostModel
-from cluster.prediction import Backlog, Prediction, ReplicaLimits, predict
-from cluster.profile import StepShape
+from cluster.prediction import Backlog, Prediction, Predictions, ReplicaLimits, backlog_columns, predict, predict_all
+from cluster.prediction_kernel import Floats
 from cluster.slo import SloLimits, meets_floor
+from cluster.step_table import StepTable
+from cluster.variants import Variant
 
 IDLE_CAPACITY_TOKENS = 2**40
 
@@ -59,21 +64,100 @@ def assess(
     replica_id: str,
     promised_tpot_ms: float | None,
 ) -> Candidate:
-    """`promised_tpot_ms` is the tightest promise of the requests already there."""
-    prediction = predict_for(query, model, limits, backlog)
-    promise = promised_tpot_ms if _keeps(promised_tpot_ms, model, backlog) else None
-    bounds = [
-        (name, value, bound) for name, value, bound in _bounds(query.slo, prediction, promise) if bound is not None
-    ]
-    return Candidate(
-        variant=model.variant.name,
-        replica_id=replica_id,
-        quality=model.variant.quality,
-        below_floor=not meets_floor(model.variant.quality, query.slo.min_quality),
-        prediction=prediction,
-        misses=tuple(f"{name} {value:.0f}ms" for name, value, bound in bounds if value > bound),
-        overshoot=max((value / bound for _, value, bound in bounds), default=0.0),
-    )
+    """One replica alone; `promised_tpot_ms` is the tightest promise of the requests already there."""
+    promise_ms = np.array([np.inf if promised_tpot_ms is None else promised_tpot_ms], dtype=np.float64)
+    replicas = AssessedReplicas.of([replica_id], [model])
+    return Assessment(query, replicas, limits, backlog_columns([backlog]), promise_ms).candidate(0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AssessedReplicas:
+    """What of them stays the same from one request to the next."""
+
+    ids: Sequence[str]
+    variants: Sequence[Variant]
+    quality: Floats
+    """NaN where nobody measured it."""
+    steps: StepTable
+    by_variant: Mapping[str, NDArray[np.intp]]
+    """Their places, by the variant's name in alphabetical order."""
+
+    @classmethod
+    def of(cls, ids: Sequence[str], models: Sequence[CostModel]) -> AssessedReplicas:
+        variants = [model.variant for model in models]
+        return cls(
+            ids=ids,
+            variants=variants,
+            quality=np.array([np.nan if v.quality is None else v.quality for v in variants], dtype=np.float64),
+            steps=StepTable(models),
+            by_variant={
+                name: np.array([place for place, variant in enumerate(variants) if variant.name == name])
+                for name in sorted({variant.name for variant in variants})
+            },
+        )
+
+
+class Assessment:
+    """Replicas weighed for one request; each is told in words only when asked for."""
+
+    def __init__(
+        self,
+        query: RouteQuery,
+        replicas: AssessedReplicas,
+        limits: ReplicaLimits,
+        backlogs: Floats,
+        promised_tpot_ms: Floats,
+    ) -> None:
+        """`promised_tpot_ms`: by replica, infinite where none was promised."""
+        self.query = query
+        self.replicas = replicas
+        self.predictions = predict_all(
+            replicas.steps,
+            limits,
+            backlogs,
+            prompt_tokens=query.prompt_tokens,
+            output_tokens=query.expected_output_tokens,
+        )
+        promise_ms = _kept(promised_tpot_ms, self.predictions)
+        self._bounds = list(_bounds(query.slo, self.predictions, promise_ms))
+
+    def meeting(self) -> NDArray[np.bool_]:
+        """Those that keep every limit and the floor."""
+        floor = self.query.slo.min_quality
+        return self.in_time() & (self.replicas.quality >= floor) if floor > 0 else self.in_time()
+
+    def in_time(self) -> NDArray[np.bool_]:
+        """Those that keep every limit."""
+        first, *others = self._bounds
+        meets: NDArray[np.bool_] = first.values_ms <= first.most_ms
+        for bound in others:
+            meets &= bound.values_ms <= bound.most_ms
+        return meets
+
+    def overshoot(self) -> Floats:
+        """The worst of predicted / limit."""
+        worst = np.zeros(len(self.replicas.ids))
+        for bound in self._bounds:
+            np.maximum(worst, bound.values_ms / bound.most_ms, out=worst)
+        return worst
+
+    def by_variant(self, among: NDArray[np.bool_]) -> dict[str, list[int]]:
+        """The places of these replicas by variant; variants without any are left out."""
+        groups = {name: places[among[places]].tolist() for name, places in self.replicas.by_variant.items()}
+        return {name: places for name, places in groups.items() if places}
+
+    def candidate(self, index: int) -> Candidate:
+        bounds = [(bound.name, *bound.of_replica(index)) for bound in self._bounds]
+        variant = self.replicas.variants[index]
+        return Candidate(
+            variant=variant.name,
+            replica_id=self.replicas.ids[index],
+            quality=variant.quality,
+            below_floor=not meets_floor(variant.quality, self.query.slo.min_quality),
+            prediction=self.predictions.of_replica(index),
+            misses=tuple(f"{name} {value:.0f}ms" for name, value, bound in bounds if value > bound),
+            overshoot=max((value / bound for _, value, bound in bounds), default=0.0),
+        )
 
 
 def predict_for(query: RouteQuery, model: CostModel, limits: ReplicaLimits, backlog: Backlog) -> Prediction:
@@ -83,8 +167,14 @@ def predict_for(query: RouteQuery, model: CostModel, limits: ReplicaLimits, back
 
 def idle_keeps(query: RouteQuery, model: CostModel, limits: ReplicaLimits) -> bool:
     """Whether the limits can be kept at all: by this variant with nothing else to do."""
-    prediction = predict_for(query, model, limits, Backlog(kv_capacity_tokens=IDLE_CAPACITY_TOKENS))
-    return all(bound is None or value <= bound for _, value, bound in _bounds(query.slo, prediction, None))
+    return bool(kept_when_idle(query, AssessedReplicas.of([""], [model]), limits)[0])
+
+
+def kept_when_idle(query: RouteQuery, replicas: AssessedReplicas, limits: ReplicaLimits) -> NDArray[np.bool_]:
+    """Which of them keep the limits, the floor aside, with nothing else to do."""
+    none = np.zeros(len(replicas.ids))
+    idle = backlog_columns([Backlog(kv_capacity_tokens=IDLE_CAPACITY_TOKENS)] * len(none))
+    return Assessment(query, replicas, limits, idle, none + np.inf).in_time()
 
 
 def wanted(slo: SloLimits) -> str:
@@ -109,19 +199,35 @@ def best_of_each_variant(candidates: Iterable[Candidate]) -> list[Candidate]:
     return [best[variant] for variant in sorted(best)]
 
 
-def _bounds(
-    slo: SloLimits, prediction: Prediction, promise_ms: float | None
-) -> Iterator[tuple[str, float, float | None]]:
-    yield "ttft", prediction.ttft_s * 1e3, slo.ttft_ms
-    yield "tpot", prediction.tpot_s * 1e3, slo.tpot_ms
-    yield "others' tpot", prediction.tpot_s * 1e3, promise_ms
+@dataclass(frozen=True, slots=True)
+class _Bound:
+    """A figure of every replica, and the most that it may be."""
+
+    name: str
+    values_ms: Floats
+    most_ms: Floats | float
+
+    def of_replica(self, index: int) -> tuple[float, float]:
+        most_ms = self.most_ms if isinstance(self.most_ms, float) else float(self.most_ms[index])
+        return float(self.values_ms[index]), most_ms
+
+
+def _bounds(slo: SloLimits, predictions: Predictions, promise_ms: Floats) -> Iterator[_Bound]:
+    tpot_ms = predictions.tpot_s * 1e3
+    if slo.ttft_ms is not None:
+        yield _Bound("ttft", predictions.ttft_s * 1e3, float(slo.ttft_ms))
+    if slo.tpot_ms is not None:
+        yield _Bound("tpot", tpot_ms, float(slo.tpot_ms))
+    yield _Bound("others' tpot", tpot_ms, promise_ms)
     if slo.objective == "throughput" and slo.deadline_s is not None:
-        yield "deadline", prediction.total_s * 1e3, slo.deadline_s * 1e3
+        yield _Bound("deadline", predictions.total_s * 1e3, slo.deadline_s * 1e3)
 
 
-def _keeps(tpot_ms: float | None, model: CostModel, backlog: Backlog) -> bool:
+def _kept(promise_ms: Floats, predictions: Predictions) -> Floats:
     """A promise that is broken already is no reason to keep others out."""
-    if tpot_ms is None or not backlog.decoding:
-        return tpot_ms is not None
-    step = StepShape(decode_sequences=backlog.decoding, kv_tokens=backlog.kv_used_tokens)
-    return backlog.step_time_ratio * model.step_s(step) * 1e3 <= tpot_ms
+    is_broken = predictions.decodes_s * 1e3 > promise_ms
+    if not is_broken.any():
+        return promise_ms
+    kept_ms = promise_ms.copy()
+    kept_ms[is_broken] = np.inf
+    return kept_ms

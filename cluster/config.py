@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from ipaddress import ip_address
 from pathlib import Path
@@ -10,10 +11,12 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from cluster.config_file import DEFAULT_PATH, read_yaml, validated, with_quality
+from cluster.config_file import DEFAULT_PATH, read_yaml, validated, with_quality, with_variant
 from cluster.errors import UserError, did_you_mean
+from cluster.model_config import model_config
+from cluster.quantization import quantization_of
 from cluster.slo import Fallback, Objective, SloClasses, SloLimits
-from cluster.variants import Variant
+from cluster.variants import Method, Variant
 
 Positive = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -46,7 +49,7 @@ class ModelSection(Section):
 
 
 class VariantSection(Section):
-    method: Literal["none", "int8", "nf4", "fp8"] = "none"
+    method: Method = "none"
     dtype: Literal["bf16", "fp32"] = "bf16"
     source: str | None = None
     head: Literal["same", "int8"] = "same"
@@ -54,19 +57,47 @@ class VariantSection(Section):
     activation_bits: Annotated[int, Field(ge=4, le=12)] = 8
     quality: Annotated[float, Field(gt=0, le=2)] | None = None
 
-    @field_validator("method", mode="before")
+    @field_validator("source")
     @classmethod
-    def _method_of_today(cls, method: Any) -> Any:
-        if method in ("gptq", "awq"):
-            raise ValueError(f"{method} is not supported yet; supported: none, int8, nf4, fp8 (on a GPU)")
-        return method
+    def _folder_from_anywhere(cls, source: str | None) -> str | None:
+        """A folder that is there, by its whole path: the processes of a fleet work in folders of their own."""
+        folder = Path(source).expanduser() if source is not None else None
+        return str(folder.resolve()) if folder is not None and folder.exists() else source
+
+    @model_validator(mode="after")
+    def _checkpoint_where_needed(self) -> VariantSection:
+        if self.method in ("gptq", "awq") and self.source is None:
+            raise ValueError(
+                f"method {self.method} reads a checkpoint and none is named; make one with"
+                f" `quantfleet quantize SOURCE --method {self.method} -o DIR` and give its folder as `source`"
+            )
+        return self
 
     def named(self, name: str) -> Variant:
         """Without a method it is what the others are measured against: its quality is 1 unless the file says else."""
         fields = self.model_dump()
         if self.method == "none" and self.source is None and self.quality is None:
             fields["quality"] = 1.0
+        if self.source is not None:
+            fields |= _packing(name, self.method, self.source)
         return Variant(name=name, **fields)
+
+
+def _packing(name: str, method: Method, source: str) -> dict[str, Any]:
+    """What the memory formula needs of a variant's own checkpoint; UserError where that is of another method."""
+    key = f"variants.{name}.source"
+    found = quantization_of(model_config(source, key), f"{source}/config.json")
+    if found is None and method not in ("gptq", "awq"):
+        return {}
+    if found is None or found.method != method:
+        kind = "not quantised" if found is None else found.method
+        raise UserError(
+            f"variants.{name}.method: {method}, but {source} is {kind};"
+            f" say `method: {'none' if found is None else found.method}`, or name another source"
+        )
+    if method in ("gptq", "awq"):
+        return {"bits": found.bits, "group_size": found.group_size, "act_order": found.act_order}
+    return {}
 
 
 class SloSection(Section):
@@ -123,10 +154,32 @@ class Budget(Section):
 
 
 class AutoscalingSection(Section):
+    enabled: Literal["auto"] | bool = "auto"
+    """auto: where a variant's min is below its max; false: every variant keeps its min."""
     budget: Budget = Budget()
     replicas: dict[str, ReplicaBounds] = {}
     headroom: Annotated[float, Field(ge=0, lt=1)] = 0.15
+    """Of what a fleet could hold, left free when it grows."""
+    hysteresis: Annotated[float, Field(ge=0, lt=1)] = 0.10
+    """Headroom that a smaller fleet must leave beside the other."""
+    swap_gain: Annotated[float, Field(ge=0, lt=1)] = 0.15
+    """A growing fleet changes its variants only where that saves so much of its cost."""
+    interval_s: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 10.0
+    """Between decisions; replicas tell their loads once a second."""
+    level_s: PositiveFloat = 30.0
+    """Time constant of the smoothed arrival rate."""
+    trend_s: PositiveFloat = 120.0
+    """Time constant of its slope."""
+    hold_s: PositiveFloat = 180.0
+    """A fleet shrinks to what the largest rate of so long a time needs."""
+    idle_s: PositiveFloat = 300.0
+    """Without a request for so long a class, or a variant, needs no replica any more."""
+    cold_start_s: Literal["auto"] | Annotated[float, Field(ge=0, allow_inf_nan=False)] = "auto"
+    """From asking for a replica to its being ready; auto: as measured on earlier starts here."""
+    log: str | None = "auto"
+    """Of every decision, JSON lines for `quantfleet explain`; auto: a file in the cache folder, null: none."""
     dry_run: bool = False
+    """Decide and log, and leave the fleet to Ray Serve's own policy (ongoing requests)."""
 
 
 class HttpSection(Section):
@@ -207,6 +260,11 @@ class FleetConfig(Section):
                 raise ValueError(
                     f"autoscaling.replicas.{name}: no such variant; {did_you_mean(name, self.variant_sections)}"
                 )
+        if self.autoscaling.enabled is True and not self._has_room:
+            raise ValueError(
+                "autoscaling.enabled: true, but no variant has a min below its max;"
+                f" give one room, for example replicas: {{{next(iter(self.variant_sections))}: {{min: 1, max: 2}}}}"
+            )
         if self.auth.keys_file is None and not self.http.is_loopback:
             raise ValueError(
                 f"auth.keys_file: required, because http.host {self.http.host} is not loopback; "
@@ -229,18 +287,48 @@ class FleetConfig(Section):
     def replicas(self, variant: str) -> ReplicaBounds:
         return self.autoscaling.replicas.get(variant, ReplicaBounds())
 
+    @property
+    def is_autoscaled(self) -> bool:
+        """Whether the number of replicas changes while the fleet runs."""
+        return self.autoscaling.enabled is not False and self._has_room
 
-def register_quality(path: str | Path | None, variant: str, quality: float) -> Path:
-    """Write a variant's measured quality into fleet.yaml, comments kept; without one, into a copy of the built-in."""
+    @property
+    def _has_room(self) -> bool:
+        return any(self.replicas(name).min < self.replicas(name).max for name in self.variant_sections)
+
+    def fixed(self) -> FleetConfig:
+        """The same fleet with every variant at its min."""
+        section = self.autoscaling.model_dump(exclude_unset=True) | {"enabled": False}
+        return FleetConfig.of(self.model_dump(by_alias=True, exclude_unset=True) | {"autoscaling": section})
+
+
+def register_quality(
+    path: str | Path | None, variant: str, quality: float, section: Mapping[str, Any] | None = None
+) -> Path:
+    """Write a variant's measured quality into fleet.yaml, comments kept; without one, into a copy of the built-in.
+
+    `section` is what to add for a variant that the file does not have: the method and the source of a checkpoint.
+    """
     file = Path(path) if path is not None else DEFAULT_PATH
     text = file.read_text(encoding="utf-8") if file.exists() else BUILT_IN.read_text(encoding="utf-8")
     if file.exists() and "variants" not in read_yaml(file):
         variants = _built_in_for(read_yaml(file))["variants"]
         text = f"{text.rstrip()}\n\n{yaml.safe_dump({'variants': variants}, sort_keys=False)}"
     known = FleetConfig.of(yaml.safe_load(text), file.name).variants
-    if variant not in known:
+    if variant not in known and section is not None:
+        text = with_variant(text, variant, section)
+    elif variant not in known:
         raise UserError(f"{file.name}: variants.{variant}: no such variant; {did_you_mean(variant, known)}")
-    file.write_text(with_quality(text, variant, quality), encoding="utf-8")
+    text = with_quality(text, variant, quality)
+    FleetConfig.of(yaml.safe_load(text), file.name)
+    # A link stays a link, and a full disk leaves the old file.
+    target = file.resolve()
+    unfinished = target.with_name(f".{target.name}.{os.getpid()}.unfinished")
+    try:
+        unfinished.write_text(text, encoding="utf-8")
+        unfinished.replace(target)
+    finally:
+        unfinished.unlink(missing_ok=True)
     return file
 
 

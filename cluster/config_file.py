@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Sequence
+import sys
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -24,6 +25,10 @@ EXAMPLES = {
     "quality": "a fraction, for example 0.97",
     "utilization": "a fraction, for example 0.9",
     "headroom": "a fraction, for example 0.15",
+    "hysteresis": "a fraction, for example 0.1",
+    "swap_gain": "a fraction, for example 0.15",
+    "log": "auto, null or a path, for example decisions.jsonl",
+    "enabled": "auto, true or false",
     "price_per_hour": "US dollars, for example 2.99",
     "max_context": "a number of tokens, for example 4096",
     "token_budget": "a number of tokens, for example 512",
@@ -97,6 +102,29 @@ def with_quality(text: str, variant: str, quality: float) -> str:
         comma = ", " if node.value else ""
         return text[: start.index + 1] + f"quality: {quality:.4f}{comma}" + text[start.index + 1 :]
     return text[: start.index] + f"quality: {quality:.4f}\n" + " " * start.column + text[start.index :]
+
+
+def with_variant(text: str, variant: str, section: Mapping[str, Any]) -> str:
+    """The text of a fleet.yaml with one more entry at the end of `variants`, every other character kept."""
+    variants = _child(yaml.compose(text, yaml.SafeLoader), "variants")
+    if not isinstance(variants, yaml.MappingNode) or not variants.value:
+        raise UserError(f"variants: not in the file as a section, so {variant} cannot be added there")
+    entry = yaml.safe_dump({variant: dict(section)}, default_flow_style=True, sort_keys=False, width=sys.maxsize)
+    entry = entry.strip()[1:-1]  # without the braces around it
+    end = _last_leaf(variants).end_mark.index
+    if variants.flow_style:
+        return f"{text[:end]}, {entry}{text[end:]}"
+    indent = " " * variants.value[0][0].start_mark.column
+    line_end = text.find("\n", end)  # past a comment at the end of the line
+    head, tail = (text, "") if line_end < 0 else (text[:line_end], text[line_end:])
+    return f"{head}\n{indent}{entry}{tail}"
+
+
+def _last_leaf(node: yaml.MappingNode) -> yaml.Node:
+    """Where the section's own characters end: a block's end mark lies past the comments and blank lines after it."""
+    last: yaml.Node = node.value[-1][1]
+    is_block = isinstance(last, yaml.MappingNode) and not last.flow_style and last.value
+    return _last_leaf(last) if isinstance(last, yaml.MappingNode) and is_block else last
 
 
 def _problem(error: yaml.YAMLError) -> str:

@@ -80,16 +80,16 @@ class CostModel:
         self.share = share
         self.bandwidth = accelerator.bandwidth_bytes_per_s * share
         self.peak = accelerator.peak(variant.flops_dtype) * share
-        self.weights_read_bytes = variant.read_bytes(shape)
+        self.weights_read_bytes = variant.read_bytes(shape, accelerator.kind)
         self.params_read = shape.block_params + shape.embedding_params
         self.kv_bytes_per_token = shape.kv_bytes_per_token(DTYPE_BYTES[kv_dtype])
-        self._weights_s = self.weights_read_bytes / self.bandwidth
-        self._linear_token_s = 2 * self.params_read / self.peak
-        self._kv_token_s = self.kv_bytes_per_token / self.bandwidth
+        self.weights_s = self.weights_read_bytes / self.bandwidth
+        self.linear_token_s = 2 * self.params_read / self.peak
+        self.kv_token_s = self.kv_bytes_per_token / self.bandwidth
         # 4 flops a pair of tokens and channel: a multiply-add for the score, one for the sum. Causal, so token i of a
         # chunk meets its context and i of the chunk: n^2 / 2 pairs.
         attention_peak = accelerator.peak(variant.dtype) * share
-        self._pair_s = 4 * shape.layers * shape.heads * shape.head_dim / attention_peak
+        self.pair_s = 4 * shape.layers * shape.heads * shape.head_dim / attention_peak
         self.machine = self._measured(profile)
 
     @classmethod
@@ -184,12 +184,12 @@ class CostModel:
         pairs = step.prefill_tokens * (step.prefill_context_tokens + step.prefill_tokens / 2)
         return Phases(
             tokens=tokens,
-            weights_s=self._weights_s,
-            linear_flops_s=tokens * self._linear_token_s,
-            decode_read_s=step.kv_tokens * self._kv_token_s,
-            decode_flops_s=step.kv_tokens * self._pair_s,
-            prefill_read_s=step.prefill_context_tokens * self._kv_token_s,
-            prefill_flops_s=pairs * self._pair_s,
+            weights_s=self.weights_s,
+            linear_flops_s=tokens * self.linear_token_s,
+            decode_read_s=step.kv_tokens * self.kv_token_s,
+            decode_flops_s=step.kv_tokens * self.pair_s,
+            prefill_read_s=step.prefill_context_tokens * self.kv_token_s,
+            prefill_flops_s=pairs * self.pair_s,
         )
 
     def _measured(self, profile: Profile | None) -> Machine:

@@ -16,7 +16,7 @@ class EngineSpec:
 
     replica_id: str
     checkpoint: str
-    """The folder with config.json, the safetensors and the tokenizer."""
+    """The model's folder: config.json, the safetensors, the tokenizer."""
     variant: Variant
     kv_capacity_tokens: int
     """Exactly what the engine allocates: a multiple of block_size."""
@@ -43,6 +43,11 @@ class EngineSpec:
     and kv_capacity_tokens becomes what they leave, at most the figure given; without, that figure holds."""
     profile_path: str | None = None
     """A measured Profile of this variant on this share, for those predictions."""
+
+    @property
+    def weights(self) -> str:
+        """The folder that the weights are read from."""
+        return self.variant.source or self.checkpoint
 
     @property
     def num_gpus(self) -> float:

@@ -135,7 +135,7 @@ def _terms(shape: ModelShape, variant: Variant, accelerator: Accelerator, plan: 
     return (
         Term(name=memory, bytes=granted),
         Term(name="context", bytes=-CONTEXT_BYTES[accelerator.kind]),
-        Term(name="weights", bytes=-variant.resident_bytes(shape)),
+        Term(name="weights", bytes=-variant.resident_bytes(shape, accelerator.kind)),
         Term(name="activations", bytes=-activation_bytes(shape, plan)),
         Term(name="workspace", bytes=-WORKSPACE_BYTES[accelerator.kind]),
         Term(name="graphs", bytes=-GRAPHS_BYTES[accelerator.kind]),

@@ -18,26 +18,27 @@ def shape_of(source: str, max_context: int | None = None) -> ModelShape:
     return ModelShape.from_hf_config(model_config(source), max_context)
 
 
-def model_config(source: str) -> dict[str, Any]:
+def model_config(source: str, key: str = "model.source") -> dict[str, Any]:
+    """`key` is what of fleet.yaml names the model, for the errors."""
     if source.startswith(EMBEDDED_PREFIX):
-        return _embedded(source.removeprefix(EMBEDDED_PREFIX))
+        return _embedded(source.removeprefix(EMBEDDED_PREFIX), key)
     path = on_disk(source)
     if path is not None:
         return read_config(path)
     if is_hub_id(source):
-        return {**read_config(_from_hub(source)), "_name_or_path": source}
-    raise UserError(f"model.source {source!r}: no such folder; give a folder, a Hugging Face id or {known_sources()}")
+        return {**read_config(_from_hub(source, key)), "_name_or_path": source}
+    raise UserError(f"{key} {source!r}: no such folder; give a folder, a Hugging Face id or {known_sources()}")
 
 
-def _embedded(name: str) -> dict[str, Any]:
+def _embedded(name: str, key: str) -> dict[str, Any]:
     file = EMBEDDED / f"{name}.json"
     if not file.exists():
-        raise UserError(f"model.source {EMBEDDED_PREFIX + name!r}: unknown embedded model; known are {known_sources()}")
+        raise UserError(f"{key} {EMBEDDED_PREFIX + name!r}: unknown embedded model; known are {known_sources()}")
     config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     return config
 
 
-def _from_hub(repo_id: str) -> Path:
+def _from_hub(repo_id: str, key: str) -> Path:
     """config.json alone, a kilobyte; HF_HUB_OFFLINE is honoured."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
@@ -46,6 +47,6 @@ def _from_hub(repo_id: str) -> Path:
         return Path(hf_hub_download(repo_id, "config.json"))
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         raise UserError(
-            f"model.source {repo_id!r}: config.json is neither in the local cache nor to be had from the hub"
+            f"{key} {repo_id!r}: config.json is neither in the local cache nor to be had from the hub"
             f" ({type(error).__name__}); check the network (HF_HUB_OFFLINE, HF_ENDPOINT), or give a folder"
         ) from error

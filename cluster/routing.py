@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence, Set
+from typing import TypeVar
 
-from cluster.assessment import Candidate, assess, best_of_each_variant, idle_keeps, predict_for, wanted
+import numpy as np
+from numpy.typing import NDArray
+
+from cluster.assessment import Assessment, Candidate, best_of_each_variant, kept_when_idle, predict_for, wanted
 from cluster.assessment import RouteQuery as RouteQuery
+from cluster.choice import Choice as Choice
+from cluster.choice import Refusal as Refusal
+from cluster.choice import choice_among, choice_of
 from cluster.cost_model import CostModel
+from cluster.fleet_table import FleetTable
 from cluster.load import Load
-from cluster.prediction import Prediction, ReplicaLimits
+from cluster.prediction import ReplicaLimits
+from cluster.prediction_kernel import Floats
 from cluster.replica_view import Dispatch, ReplicaView
 from cluster.slo import Fallback, meets_floor
+
+Item = TypeVar("Item")
+Places = NDArray[np.bool_]
+"""Which of a table's replicas."""
 
 PRIOR_AFTER_PERIODS = 2
 INELIGIBLE_AFTER_PERIODS = 5
@@ -21,26 +33,6 @@ TIE = 1.01
 RETRY_LEAST_S, RETRY_MOST_S = 0.05, 10.0
 STARTING_RETRY_S = 1.0
 """How soon to ask again where no replica of a fitting variant is ready."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Choice:
-    variant: str
-    replica_id: str
-    reason: str
-    """One line of ASCII, fit for a header."""
-    predicted_ttft_ms: float
-    predicted_tpot_ms: float
-    degraded: bool = False
-    """A limit or the quality floor is predicted to be missed."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Refusal:
-    reason: str
-    retry_after_s: float
-    fallback: Fallback
-    """`queue`: choosing again after retry_after_s may help, until the class's deadline; `reject`: not now."""
 
 
 class SloRouter:
@@ -62,16 +54,25 @@ class SloRouter:
         self.rng = rng or random.Random()
         self.replicas: dict[str, ReplicaView] = {}
         self._replica_of: dict[str, str] = {}
+        self._table: FleetTable | None = None
+        self._shares: Mapping[str, Mapping[str, float]] = {}
+        self._shares_until_s = float("-inf")
+
+    def follow(self, shares: Mapping[str, Mapping[str, float]], until_s: float) -> None:
+        """The planner's shares, class -> variant -> share: followed until then wherever the limits are kept there."""
+        self._shares, self._shares_until_s = shares, until_s
 
     def update(self, load: Load, now_s: float) -> None:
         view = self.replicas.get(load.replica_id)
         if view is None:
             self.replicas[load.replica_id] = ReplicaView(load=load, received_s=now_s)
+            self._table = None
         else:
             view.received(load, now_s)
 
     def remove(self, replica_id: str) -> None:
         self.replicas.pop(replica_id, None)
+        self._table = None
         self._replica_of = {request: name for request, name in self._replica_of.items() if name != replica_id}
 
     def dispatched(
@@ -96,66 +97,76 @@ class SloRouter:
             view.finished(request_id)
 
     def choose(self, query: RouteQuery, now_s: float) -> Choice | Refusal:
-        ready = self._ready(query)
-        eligible = [view for view in ready if self._periods(view, now_s) <= INELIGIBLE_AFTER_PERIODS]
-        if ready and not eligible:
-            return self._blind(query, ready)
-        candidates = [self._assess(query, view, now_s) for view in eligible if not self._full(view)]
+        table = self._fleet()
+        periods = (now_s - table.received_s) / self.load_period_s
+        ready = table.ready(query.exclude, query.model_variant)
+        eligible = ready & (periods <= INELIGIBLE_AFTER_PERIODS)
+        if not eligible.any() and ready.any():
+            return self._blind(query, [table.views[place] for place in np.flatnonzero(ready).tolist()])
+        able = eligible & ~table.full(self.limits.max_sequences + self.limits.max_waiting)
+        backlogs = table.backlogs(fresh=periods <= PRIOR_AFTER_PERIODS)
+        assessment = Assessment(query, table.replicas, self.limits, backlogs, table.promised_tpot_ms)
+        if query.model_variant is None and (meeting := able & assessment.meeting()).any():
+            shares = self._shares.get(query.slo.name, {}) if now_s <= self._shares_until_s else {}
+            return self._cheapest(assessment, meeting, able, shares)
+        candidates = [assessment.candidate(place) for place in np.flatnonzero(able).tolist()]
         if query.model_variant is not None:
             return self._of_named_variant(query, candidates)
-        meeting = [candidate for candidate in candidates if candidate.meets_all]
-        if meeting:
-            return self._cheapest(query, meeting, candidates)
         return self._fallback(query, candidates)
 
-    def _ready(self, query: RouteQuery) -> list[ReplicaView]:
-        variants = self.models if query.model_variant is None else {query.model_variant}
-        return [
-            view for name, view in self.replicas.items() if name not in query.exclude and view.load.variant in variants
-        ]
+    def _fleet(self) -> FleetTable:
+        if self._table is None or self._table.models is not self.models:
+            views = [view for view in self.replicas.values() if view.load.variant in self.models]
+            self._table = FleetTable(views, self.models, self.num_ingresses)
+        self._table.refresh()
+        return self._table
 
-    def _periods(self, view: ReplicaView, now_s: float) -> float:
-        return (now_s - view.received_s) / self.load_period_s
-
-    def _full(self, view: ReplicaView) -> bool:
-        backlog = view.backlog(fresh=True, num_ingresses=self.num_ingresses)
-        return backlog.decoding + backlog.waiting >= self.limits.max_sequences + self.limits.max_waiting
-
-    def _assess(self, query: RouteQuery, view: ReplicaView, now_s: float) -> Candidate:
-        fresh = self._periods(view, now_s) <= PRIOR_AFTER_PERIODS
-        return assess(
-            query,
-            self.models[view.load.variant],
-            self.limits,
-            view.backlog(fresh=fresh, num_ingresses=self.num_ingresses),
-            replica_id=view.load.replica_id,
-            promised_tpot_ms=view.tightest_tpot_ms(),
-        )
-
-    def _cheapest(self, query: RouteQuery, meeting: list[Candidate], all_seen: Sequence[Candidate]) -> Choice:
-        slo = query.slo
+    def _cheapest(self, assessment: Assessment, meeting: Places, able: Places, shares: Mapping[str, float]) -> Choice:
+        slo, predictions = assessment.query.slo, assessment.predictions
         if slo.objective == "throughput":
             # Cheapest is the fullest batch, but not one that has to be waited for while another has room.
-            meeting = [candidate for candidate in meeting if not candidate.prediction.wait_s] or meeting
-            per_variant = self._best_by_variant(meeting, _cost)
+            at_once = meeting & (predictions.wait_s == 0)
+            per_variant = self._best_by_variant(assessment, at_once if at_once.any() else meeting, predictions.cost_s)
             score, what = _cost, "least cost"
         else:
-            per_variant = self._best_by_variant(meeting, _ttft)
+            per_variant = self._best_by_variant(assessment, meeting, predictions.ttft_s)
             bounded = slo.ttft_ms is not None or slo.tpot_ms is not None
             score, what = (_cost, "cheapest") if bounded else (_total, "fastest")
-        chosen = self._pick(per_variant, score)
-        others = [c for c in best_of_each_variant(all_seen) if all(c.variant != kept.variant for kept in per_variant)]
+        if planned := self._planned(per_variant, shares):
+            chosen, what = planned, "planned"
+        else:
+            chosen = self._pick_by(per_variant, score)
+        others = self._nearest_of_others(assessment, able, {candidate.variant for candidate in per_variant})
         figures = ", ".join(self._figure(candidate, score) for candidate in sorted(per_variant, key=score))
         reason = f"{what} of {len(per_variant)} meeting {wanted(slo)} ({figures}{_left_out(others)})"
-        return _choice(chosen, reason)
+        return choice_among(chosen, reason)
 
-    def _best_by_variant(self, candidates: Sequence[Candidate], score: Callable[[Candidate], float]) -> list[Candidate]:
-        variants = sorted({candidate.variant for candidate in candidates})
-        return [self._pick([c for c in candidates if c.variant == variant], score) for variant in variants]
+    def _planned(self, per_variant: Sequence[Candidate], shares: Mapping[str, float]) -> Candidate | None:
+        """By its share, among the variants that keep the limits."""
+        weights = [shares.get(candidate.variant, 0.0) for candidate in per_variant]
+        return self.rng.choices(per_variant, weights)[0] if any(weights) else None
 
-    def _pick(self, candidates: Sequence[Candidate], score: Callable[[Candidate], float]) -> Candidate:
-        best = min(map(score, candidates))
-        return self.rng.choice([candidate for candidate in candidates if score(candidate) <= best * TIE])
+    def _best_by_variant(self, assessment: Assessment, among: Places, scores: Floats) -> list[Candidate]:
+        return [
+            assessment.candidate(self._pick(places, scores[places].tolist()))
+            for places in assessment.by_variant(among).values()
+        ]
+
+    def _nearest_of_others(self, assessment: Assessment, among: Places, kept: Set[str]) -> list[Candidate]:
+        """Of each variant not kept the replica nearest to its limits."""
+        others = {name: places for name, places in assessment.by_variant(among).items() if name not in kept}
+        if not others:
+            return []
+        overshoot = assessment.overshoot()
+        return [assessment.candidate(places[int(overshoot[places].argmin())]) for places in others.values()]
+
+    def _pick(self, items: Sequence[Item], scores: Sequence[float]) -> Item:
+        """One of those with the least score."""
+        tied = min(scores) * TIE
+        return self.rng.choice([item for item, score in zip(items, scores, strict=True) if score <= tied])
+
+    def _pick_by(self, candidates: Sequence[Candidate], score: Callable[[Candidate], float]) -> Candidate:
+        return self._pick(candidates, [score(candidate) for candidate in candidates])
 
     def _figure(self, candidate: Candidate, score: Callable[[Candidate], float]) -> str:
         unit = "s" if score is _total else f"{self.models[candidate.variant].accelerator.kind}-s"
@@ -164,7 +175,7 @@ class SloRouter:
     def _of_named_variant(self, query: RouteQuery, candidates: Sequence[Candidate]) -> Choice | Refusal:
         if not candidates:
             return self._none_ready(query, f"no replica of {query.model_variant} can take a request now")
-        return _choice(self._pick(candidates, _ttft), "named by the request")
+        return choice_among(self._pick_by(candidates, _ttft), "named by the request")
 
     def _fallback(self, query: RouteQuery, candidates: list[Candidate]) -> Choice | Refusal:
         slo = query.slo
@@ -173,24 +184,27 @@ class SloRouter:
         why = f"none meets {wanted(slo)}{_left_out(best_of_each_variant(candidates))}"
         fitting = [candidate for candidate in candidates if not candidate.below_floor]
         if slo.fallback == "degrade":
-            return _choice(self._degraded(candidates), f"degraded, {why}", degraded=True)
+            return choice_among(self._degraded(candidates), f"degraded, {why}", degraded=True)
         if not fitting:
             return self._none_ready(query, why)
-        nearest = self._pick(fitting, _overshoot)
+        nearest = self._pick_by(fitting, _overshoot)
         if slo.fallback == "reject":
             return Refusal(reason=why, retry_after_s=_retry_s(query, nearest), fallback="reject")
-        if any(idle_keeps(query, self.models[c.variant], self.limits) for c in best_of_each_variant(fitting)):
+        table = self._fleet()
+        kept = kept_when_idle(query, table.one_of_each, self.limits)
+        idle_keeps = {name for name, is_kept in zip(table.one_of_each.ids, kept.tolist(), strict=True) if is_kept}
+        if any(candidate.variant in idle_keeps for candidate in fitting):
             return Refusal(reason=f"queued, {why}", retry_after_s=_retry_s(query, nearest), fallback="queue")
         # What no idle replica keeps, waiting does not mend.
-        return _choice(nearest, f"best effort, {why}, idle or not", degraded=True)
+        return choice_among(nearest, f"best effort, {why}, idle or not", degraded=True)
 
     def _degraded(self, candidates: list[Candidate]) -> Candidate:
         """The best quality that keeps the latency limits; if none keeps them, the one nearest to them."""
         in_time = [candidate for candidate in candidates if not candidate.misses]
         if not in_time:
-            return self._pick([c for c in candidates if not c.below_floor] or candidates, _overshoot)
+            return self._pick_by([c for c in candidates if not c.below_floor] or candidates, _overshoot)
         best = max(candidate.quality or 0.0 for candidate in in_time)
-        return self._pick([candidate for candidate in in_time if (candidate.quality or 0.0) == best], _ttft)
+        return self._pick_by([candidate for candidate in in_time if (candidate.quality or 0.0) == best], _ttft)
 
     def _none_ready(self, query: RouteQuery, why: str) -> Refusal:
         """Worth waiting for only if a variant that would do is configured."""
@@ -209,22 +223,7 @@ class SloRouter:
         backlog = view.backlog(fresh=False, num_ingresses=self.num_ingresses)
         prediction = predict_for(query, self.models[view.load.variant], self.limits, backlog)
         reason = "loads of all replicas are stale, so at random by capacity"
-        return _chosen(view.load.variant, view.load.replica_id, prediction, reason)
-
-
-def _chosen(variant: str, replica_id: str, prediction: Prediction, reason: str, degraded: bool = False) -> Choice:
-    return Choice(
-        variant=variant,
-        replica_id=replica_id,
-        reason=f"{variant}: {reason}",
-        predicted_ttft_ms=prediction.ttft_s * 1e3,
-        predicted_tpot_ms=prediction.tpot_s * 1e3,
-        degraded=degraded,
-    )
-
-
-def _choice(candidate: Candidate, reason: str, degraded: bool = False) -> Choice:
-    return _chosen(candidate.variant, candidate.replica_id, candidate.prediction, reason, degraded)
+        return choice_of(view.load.variant, view.load.replica_id, prediction, reason)
 
 
 def _left_out(candidates: Sequence[Candidate]) -> str:

@@ -9,26 +9,64 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
+from cluster.engine_spec import EngineSpec
 from cluster.errors import UserError
+from cluster.model_shape import ModelShape, read_config, rope_parameters
 from cluster.models import EMBEDDED_PREFIX, cache_dir, fetch, short_name
 
 
 def ensure_checkpoint(source: str) -> Path:
     """The model's folder; a GGUF file is fetched and converted into the cache once, whoever asks first."""
+    folder = ensure_weights(source, "model.source")
+    if not (folder / "tokenizer.json").exists():
+        raise UserError(
+            f"{folder}: no tokenizer.json;"
+            " write one with transformers' AutoTokenizer.from_pretrained(...).save_pretrained(...)"
+        )
+    return folder
+
+
+def with_weights(spec: EngineSpec, shape: ModelShape) -> EngineSpec:
+    """The spec of a variant with a checkpoint of its own, fetched and of the model's shape; UserError otherwise."""
+    variant = spec.variant
+    if variant.source is None:
+        return spec
+    key = f"variants.{variant.name}.source"
+    folder = ensure_weights(variant.source, key)
+    own = replace(ModelShape.from_hf_config(folder, spec.max_context), name=shape.name)
+    theirs, ours = (asdict(each) | _arithmetic(at) for each, at in ((own, folder), (shape, Path(spec.checkpoint))))
+    odd = [f"{name} {theirs[name]} for {ours[name]}" for name in ours if theirs[name] != ours[name]]
+    if odd:
+        raise UserError(
+            f"{key} {variant.source!r}: not the model's own shape ({', '.join(odd)}); give a checkpoint of this model"
+        )
+    return replace(spec, variant=replace(variant, source=str(folder)))
+
+
+def _arithmetic(folder: Path) -> dict[str, Any]:
+    """What of a config.json changes the numbers beside the shape: the engine takes these from the model's."""
+    config = read_config(folder)
+    return {"rope": rope_parameters(config), "rms_norm_eps": config.get("rms_norm_eps")}
+
+
+def ensure_weights(source: str, key: str) -> Path:
+    """The folder of config.json and safetensors, with or without a tokenizer; `key` names it in errors."""
     if source.startswith(EMBEDDED_PREFIX):
         folder = cache_dir() / "checkpoints" / short_name(source)
         if not folder.exists():
             _convert_once(source, folder)
         return folder
-    path = fetch(source)
+    path = fetch(source, key)
     if path.suffix == ".gguf":
         folder = cache_dir() / "checkpoints" / f"{short_name(source)}-{_file_key(path)}"
         if not folder.exists():
             _convert_once(source, folder)
         return folder
-    _refuse_incomplete(path)
+    _refuse_incomplete(path, key)
     return path
 
 
@@ -68,17 +106,12 @@ def _file_key(path: Path) -> str:
     return hashlib.sha256(f"{path}:{stat.st_size}:{stat.st_mtime_ns}".encode()).hexdigest()[:12]
 
 
-def _refuse_incomplete(folder: Path) -> None:
+def _refuse_incomplete(folder: Path, key: str) -> None:
     if not folder.is_dir():
-        raise UserError(f"model.source {str(folder)!r}: neither a folder nor a .gguf file")
+        raise UserError(f"{key} {str(folder)!r}: neither a folder nor a .gguf file")
     if not (folder / "config.json").exists():
         raise UserError(f"{folder}: no config.json; a model folder holds config.json, *.safetensors and tokenizer.json")
     if not any(folder.glob("*.safetensors")):
         pickled = sorted(path.name for kind in ("*.bin", "*.pt", "*.pth") for path in folder.glob(kind))
         found = f" but {pickled[0]}, a pickle file, which is never read" if pickled else ""
         raise UserError(f"{folder}: no *.safetensors{found}; save the model with safe_serialization=True")
-    if not (folder / "tokenizer.json").exists():
-        raise UserError(
-            f"{folder}: no tokenizer.json;"
-            " write one with transformers' AutoTokenizer.from_pretrained(...).save_pretrained(...)"
-        )

@@ -13,15 +13,11 @@ def register(app: typer.Typer) -> None:
     models.callback()(list_models)
     models.command("pull")(pull)
     app.add_typer(models, name="models")
-    bench = typer.Typer(help="Measure this machine.", no_args_is_help=True)
-    bench.callback()(_bench)
+
+
+def register_bench(bench: typer.Typer) -> None:
     bench.command("engine")(bench_engine)
     bench.command("kernels")(bench_kernels)
-    app.add_typer(bench, name="bench")
-
-
-def _bench() -> None:
-    """Measure this machine."""
 
 
 def list_models(context: typer.Context) -> None:

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from cluster.model_shape import ModelShape
 from cluster.variants import Method, Variant
-from engine.linear import FLOAT_DTYPES, DenseLinear, Int8Linear, Linear, Nf4Linear, Packed, linear_of, on_device, pack
+from engine.linear import FLOAT_DTYPES, DenseLinear, Int8Linear, Linear, Packed, linear_of, on_device, pack
 from engine.packed_cache import PackedCache
+from engine.quantized_checkpoint import QuantizedCheckpoint, StoredMatrix, joined, packing
 from engine.weights import CheckpointTensors
 
 
@@ -64,7 +65,8 @@ class DecoderWeights:
 def load_decoder_weights(folder: Path, shape: ModelShape, variant: Variant, device: str = "cpu") -> DecoderWeights:
     """Reads, quantises and packs block by block, so that the originals are never in memory all at once."""
     with CheckpointTensors(folder) as tensors, torch.inference_mode():
-        weights = _Loader(tensors, shape, variant, PackedCache(folder, _label(variant)), device).load()
+        checkpoint = QuantizedCheckpoint(tensors, variant.method, device)
+        weights = _Loader(checkpoint, shape, variant, PackedCache(folder, _label(variant)), device).load()
     _return_freed_memory()
     return weights
 
@@ -84,9 +86,9 @@ class _Loader:
     """Walks the model's tensors once, counting the bytes it keeps."""
 
     def __init__(
-        self, tensors: CheckpointTensors, shape: ModelShape, variant: Variant, cache: PackedCache, device: str
+        self, checkpoint: QuantizedCheckpoint, shape: ModelShape, variant: Variant, cache: PackedCache, device: str
     ) -> None:
-        self.tensors, self.shape, self.variant, self.cache, self.device = tensors, shape, variant, cache, device
+        self.checkpoint, self.shape, self.variant, self.cache, self.device = checkpoint, shape, variant, cache, device
         self.nbytes = 0
 
     def load(self) -> DecoderWeights:
@@ -116,42 +118,39 @@ class _Loader:
         """Parts that read the same input become one product, their rows one below the other."""
         names = {f"{prefix}.{part}": rows for part, rows in parts.items()}
         bias = torch.cat([self._vector(f"{name}.bias", rows) for name, rows in names.items()]) if biased else None
-        packed = self._packed("+".join(names), self.variant.method, lambda: self._rows(names, columns))
+        packed = self._packed("+".join(names), self.variant.method, lambda: self._stored(names, columns))
         return linear_of(packed, bias, self.variant)
 
     def _head(self) -> DenseLinear | Int8Linear:
         name = "model.embed_tokens" if self.shape.tied_embeddings else "lm_head"
         method: Method = "int8" if self.variant.head == "int8" else "none"
-        rows = {name: self.shape.vocab}
-        packed = self._packed(name, method, lambda: self._rows(rows, self.shape.hidden))
+        size = self.shape.vocab, self.shape.hidden
+        packed = self._packed(name, method, lambda: self.checkpoint.dense(f"{name}.weight", *size))
         head = linear_of(packed, None, self.variant)
-        assert not isinstance(head, Nf4Linear), "a head is looked up row by row, which 4-bit panels are not made for"
+        assert isinstance(head, DenseLinear | Int8Linear), "a head is looked up row by row, which no 4-bit panel is for"
         return head
 
     def _embedding(self) -> EmbeddingTable:
-        table = self._read("model.embed_tokens.weight", self.shape.vocab, self.shape.hidden)
+        table = self.checkpoint.dense("model.embed_tokens.weight", self.shape.vocab, self.shape.hidden)
         table = table.to(FLOAT_DTYPES[self.variant.dtype])
         self.nbytes += table.nbytes
         return EmbeddingTable(table=table)
 
-    def _packed(self, name: str, method: Method, rows: Callable[[], Tensor]) -> Packed:
+    def _packed(self, name: str, method: Method, stored: Callable[[], StoredMatrix]) -> Packed:
         """From the cache where quantising made them; plain ones are packed as fast as they are read."""
         packed = None if method == "none" else self.cache.get(name)
         if packed is None:
-            packed = pack(rows(), method, self.variant.dtype)
-            if method != "none":
-                self.cache.put(name, packed)
+            weight = stored()
+            with packing([name]):
+                packed = pack(weight, method, self.variant.dtype)
+            self.cache.put(name, packed)
         self.nbytes += packed.nbytes
         return on_device(packed, self.device)
 
-    def _rows(self, names: dict[str, int], columns: int) -> Tensor:
-        parts = [self._read(f"{name}.weight", rows, columns) for name, rows in names.items()]
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+    def _stored(self, names: dict[str, int], columns: int) -> StoredMatrix:
+        return joined([*names], [self.checkpoint.matrix(name, rows, columns) for name, rows in names.items()])
 
     def _vector(self, name: str, size: int) -> Tensor:
-        vector = self._read(name, size).float()
+        vector = self.checkpoint.dense(name, size).float()
         self.nbytes += vector.nbytes
         return vector
-
-    def _read(self, name: str, *shape: int) -> Tensor:
-        return self.tensors.read(name, *shape).to(self.device)

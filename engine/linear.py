@@ -9,13 +9,16 @@ import torch
 from torch import Tensor
 
 from cluster.errors import UserError
-from cluster.variants import METHODS, Method, Variant
+from cluster.variants import METHODS, MOST_PACKED_BITS, Method, Variant
+from engine.quantized_checkpoint import StoredMatrix
+from kernels.checkpoint_layouts import IntegerWeight
 from kernels.dense_matmul import PackedDense, dense_matmul, gather_rows, pack_dense
-from kernels.int8_matmul import PackedInt8, int8_matmul, pack_int8, quantize_int8
-from kernels.nf4_matmul import PackedNf4, nf4_matmul, pack_nf4, quantize_nf4
+from kernels.int4_matmul import PackedInt4Panels, int4_matmul, pack_int4
+from kernels.int8_matmul import Int8Weight, PackedInt8, int8_matmul, pack_int8, quantize_int8
+from kernels.nf4_matmul import Nf4Weight, PackedNf4, nf4_matmul, pack_nf4, quantize_nf4
 from kernels.packing import LANES
 
-Packed = PackedDense | PackedInt8 | PackedNf4
+Packed = PackedDense | PackedInt8 | PackedNf4 | PackedInt4Panels
 FLOAT_DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 NF4_BLOCK = 64
 
@@ -93,10 +96,41 @@ class Nf4Linear:
         return nf4_matmul(x, self.packed, self.bias)
 
 
-def pack(weight: Tensor, method: Method, dtype: str) -> Packed:
-    """Quantises [N, K] floats and lays them out as the kernels read them."""
+class Int4Linear:
+    """GPTQ's and AWQ's integers of up to 4 bits in groups with a scale and a zero; activations and sums in fp32."""
+
+    __slots__ = ("bias", "packed")
+
+    def __init__(self, packed: PackedInt4Panels, bias: Tensor | None = None) -> None:
+        self.packed, self.bias = packed, bias
+
+    @property
+    def nbytes(self) -> int:
+        return self.packed.nbytes
+
+    def forward(self, x: Tensor) -> Tensor:
+        return int4_matmul(x, self.packed, self.bias)
+
+
+def pack(weight: StoredMatrix, method: Method, dtype: str) -> Packed:
+    """A checkpoint's matrix as the kernels read it: its own integers, or floats quantised by the method."""
+    if isinstance(weight, Tensor):
+        return _pack_floats(weight, method, dtype)
+    if isinstance(weight, Int8Weight):
+        return pack_int8(weight)
+    if isinstance(weight, Nf4Weight):
+        return pack_nf4(weight)
+    if isinstance(weight, IntegerWeight):
+        if weight.bits > MOST_PACKED_BITS:
+            return pack_dense(weight.dequantize().to(FLOAT_DTYPES[dtype]))
+        return pack_int4(weight)
+    raise UserError(f"method {method!r} is not run on a CPU; it runs {', '.join(METHODS['cpu'])}")
+
+
+def _pack_floats(weight: Tensor, method: Method, dtype: str) -> Packed:
+    """gptq and awq leave a matrix that their checkpoint holds in floats as it is."""
     match method:
-        case "none":
+        case "none" | "gptq" | "awq":
             return pack_dense(weight.to(FLOAT_DTYPES[dtype]))
         case "int8":
             return pack_int8(quantize_int8(weight))
@@ -114,7 +148,9 @@ def on_device(packed: Packed, device: str) -> Packed:
     return replace(packed, **moved)
 
 
-def linear_of(packed: Packed, bias: Tensor | None, variant: Variant) -> DenseLinear | Int8Linear | Nf4Linear:
+def linear_of(packed: Packed, bias: Tensor | None, variant: Variant) -> Linear:
     if isinstance(packed, PackedInt8):
         return Int8Linear(packed, bias, variant.outlier_threshold, variant.activation_bits)
+    if isinstance(packed, PackedInt4Panels):
+        return Int4Linear(packed, bias)
     return Nf4Linear(packed, bias) if isinstance(packed, PackedNf4) else DenseLinear(packed, bias)

@@ -13,23 +13,32 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+import kernels.checkpoint_layouts
 import kernels.dense_matmul
+import kernels.int4_matmul
 import kernels.int8_matmul
 import kernels.nf4_matmul
 import kernels.packing
 from cluster.models import cache_dir
 from engine.linear import Packed
+from kernels.int4_matmul import PackedInt4Panels
 from kernels.int8_matmul import PackedInt8
 from kernels.nf4_matmul import PackedNf4
 
 # What decides the bytes of a packed weight: a change in any of these files makes the stored ones stale.
-PACKING_MODULES = (kernels.dense_matmul, kernels.int8_matmul, kernels.nf4_matmul, kernels.packing)
-PACKED_TYPES = {"PackedInt8": PackedInt8, "PackedNf4": PackedNf4}
+PACKING_MODULES = (
+    kernels.checkpoint_layouts,
+    kernels.dense_matmul,
+    kernels.int4_matmul,
+    kernels.int8_matmul,
+    kernels.nf4_matmul,
+    kernels.packing,
+)
+PACKED_TYPES = {"PackedInt4Panels": PackedInt4Panels, "PackedInt8": PackedInt8, "PackedNf4": PackedNf4}
 
 
 class PackedCache:
@@ -47,22 +56,30 @@ class PackedCache:
         if layout is None:
             return None
         kind, values = layout
+        packed_type = PACKED_TYPES[kind]
         # A copy: the mapped file's tensors lie on multiples of 8 bytes, the kernels' vectors are 64 bytes long.
-        tensors = {field: self._tensors.get_tensor(f"{name}.{field}").clone() for field in _tensor_fields(kind)}
-        return PACKED_TYPES[kind](**tensors, **values)
+        tensors = {
+            field.name: self._tensors.get_tensor(f"{name}.{field.name}").clone()
+            for field in fields(packed_type)
+            if field.name not in values
+        }
+        return packed_type(**tensors, **values)
 
     def put(self, name: str, packed: Packed) -> None:
-        self._made[name] = packed
+        """Floats are packed as fast as they are read, so they are not kept."""
+        if type(packed).__name__ in PACKED_TYPES:
+            self._made[name] = packed
 
     def save(self) -> None:
         """Writes what was put, by a rename: a replica that starts meanwhile reads the old file or the new one."""
         if not self._made:
             return
-        layouts = {name: _layout(packed) for name, packed in self._made.items()}
+        layouts = {name: (type(packed).__name__, _plain_values(packed)) for name, packed in self._made.items()}
         tensors = {
-            f"{name}.{field}": getattr(packed, field).cpu()
+            f"{name}.{field.name}": getattr(packed, field.name).cpu()
             for name, packed in self._made.items()
-            for field in _tensor_fields(type(packed).__name__)
+            for field in fields(packed)
+            if field.name not in layouts[name][1]
         }
         self.path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, scratch = tempfile.mkstemp(dir=self.path.parent, prefix=f".{self.path.name}-")
@@ -75,7 +92,7 @@ class PackedCache:
             Path(scratch).unlink(missing_ok=True)
         self._made = {}
 
-    def _read(self) -> tuple[Any, dict[str, tuple[str, dict[str, int]]]]:
+    def _read(self) -> tuple[Any, dict[str, tuple[str, dict[str, int | None]]]]:
         try:
             file = safe_open(self.path, framework="pt")
         except (SafetensorError, OSError):
@@ -94,12 +111,7 @@ def _key(checkpoint: Path) -> str:
     return digest.hexdigest()
 
 
-def _tensor_fields(kind: str) -> list[str]:
-    return [field.name for field in fields(PACKED_TYPES[kind]) if field.type in (Tensor, "Tensor", torch.Tensor)]
-
-
-def _layout(packed: Packed) -> tuple[str, dict[str, int]]:
-    kind = type(packed).__name__
-    tensor_fields = _tensor_fields(kind)
-    values = {field.name: getattr(packed, field.name) for field in fields(packed) if field.name not in tensor_fields}
-    return kind, values
+def _plain_values(packed: Packed) -> dict[str, int | None]:
+    """Its fields that are no tensors; of an order that is the weight's own, None."""
+    values = {field.name: getattr(packed, field.name) for field in fields(packed)}
+    return {name: value for name, value in values.items() if not isinstance(value, Tensor)}

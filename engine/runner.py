@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
@@ -42,7 +42,7 @@ class Runner:
         folder = Path(spec.checkpoint)
         config = DecoderConfig.read(folder, spec.max_context)
         shape, dtype = config.shape, FLOAT_DTYPES[spec.kv_dtype]
-        weights = load_decoder_weights(folder, shape, spec.variant, spec.device)
+        weights = load_decoder_weights(Path(spec.weights), shape, spec.variant, spec.device)
         self.weight_bytes = weights.nbytes
         self.vocab_size = shape.vocab
         self.eos_token_ids = config.eos_token_ids
@@ -104,6 +104,14 @@ class Runner:
                 hidden = self._decoder.hidden_states(self._decoder.embed(batch.token_ids), batch, self._kv_cache)
                 logits = None
             return self._results(chunks, hidden, logits)
+
+    @torch.inference_mode()
+    def prompt_logits(self, chunk: ScheduledChunk, first_row: int) -> Iterator[Tensor]:
+        """Computes the chunk's K and V, then the logits [R, vocab] fp32 of its rows from `first_row` on, in order."""
+        batch = TokenBatch.of([chunk], self._spec.block_size, self._spec.device)
+        hidden = self._decoder.hidden_states(self._decoder.embed(batch.token_ids), batch, self._kv_cache)
+        for start in range(first_row, len(hidden), PROMPT_LOGPROB_ROWS):
+            yield self._decoder.logits(hidden[start : start + PROMPT_LOGPROB_ROWS])
 
     def _results(self, chunks: list[ScheduledChunk], hidden: Tensor, logits: Tensor | None) -> list[ChunkResult]:
         ends = list(accumulate(chunk.num_tokens for chunk in chunks))

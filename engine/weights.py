@@ -14,6 +14,8 @@ from torch import Tensor
 from cluster.errors import UserError
 
 FLOATS = (torch.bfloat16, torch.float16, torch.float32)
+DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
+"""By the format's name; of others only that they are none of these is asked."""
 
 
 class CheckpointTensors:
@@ -37,9 +39,7 @@ class CheckpointTensors:
 
     def read(self, name: str, *shape: int) -> Tensor:
         """A floating-point tensor of exactly that shape, in the dtype it is stored in."""
-        if name not in self._path_of:
-            raise UserError(f"{self.folder}: tensor {name} is missing; is it a whole checkpoint of this architecture?")
-        tensor: Tensor = self._open(self._path_of[name]).get_tensor(name)
+        tensor = self.read_stored(name)
         if tuple(tensor.shape) != shape or tensor.dtype not in FLOATS:
             found = f"{tensor.dtype} {list(tensor.shape)}".removeprefix("torch.")
             raise UserError(
@@ -48,18 +48,27 @@ class CheckpointTensors:
             )
         return tensor
 
-    def read_packed(self, name: str) -> Tensor:
+    def read_stored(self, name: str) -> Tensor:
         """A tensor of a quantised matrix (words, scales, group indices), as it is stored."""
-        if name not in self._path_of:
-            raise UserError(f"{self.folder}: tensor {name} is missing; is it a whole quantised checkpoint?")
-        tensor: Tensor = self._open(self._path_of[name]).get_tensor(name)
+        path = self._path(name)
+        try:
+            tensor: Tensor = self._open(path).get_tensor(name)
+        except SafetensorError as error:
+            raise UserError(f"{path}: tensor {name} cannot be read ({error}); fetch the checkpoint again") from error
         return tensor
+
+    def dtype(self, name: str) -> torch.dtype:
+        return DTYPES.get(self._open(self._path(name)).get_slice(name).get_dtype(), torch.uint8)
+
+    def _path(self, name: str) -> Path:
+        if name not in self._path_of:
+            raise UserError(f"{self.folder}: tensor {name} is missing; is it a whole checkpoint of this architecture?")
+        return self._path_of[name]
 
     def _locate(self) -> dict[str, Path]:
         index = self.folder / "model.safetensors.index.json"
         if index.exists():
-            weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-            return {name: self.folder / file for name, file in weight_map.items()}
+            return {name: self.folder / file for name, file in _weight_map(index).items()}
         path = self.folder / "model.safetensors"
         if not path.exists():
             raise UserError(f"{self.folder}: neither model.safetensors nor model.safetensors.index.json")
@@ -72,3 +81,14 @@ class CheckpointTensors:
             except (SafetensorError, OSError) as error:
                 raise UserError(f"{path}: not a whole safetensors file ({error}); fetch it again") from error
         return self._files[path]
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    """Tensor -> file beside the index; nothing outside of the folder is read."""
+    try:
+        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        if not isinstance(weight_map, dict) or any(Path(file).name != file for file in weight_map.values()):
+            raise ValueError("its weight_map must name files beside it")
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{index}: not an index of safetensors ({error}); fetch the checkpoint again") from error
+    return weight_map

@@ -20,6 +20,8 @@ from kernels.packing import NF4_TABLE
 NF4_STATE = "weight.quant_state.bitsandbytes__nf4"
 FP4_STATE = "weight.quant_state.bitsandbytes__fp4"
 INT8_LEVELS = 127.0
+CODES = 256
+"""Of 8 bits."""
 ROW_MAJOR = 0
 """`weight_format` of rows one after the other; others belong to GPU layouts of old versions."""
 
@@ -63,7 +65,7 @@ def unpack_bnb_nf4(tensors: Mapping[str, Tensor]) -> Nf4Weight:
     rows, columns = state["shape"]
     block = state["blocksize"]
     packed = tensors["weight"].flatten()
-    if columns % block:
+    if block < 1 or columns % block:
         raise ValueError(f"blocks of {block} do not divide rows of {columns}")
     if packed.numel() * 2 != rows * columns:
         raise ValueError(f"{packed.numel()} bytes do not hold {rows} x {columns} codes of 4 bits")
@@ -100,6 +102,9 @@ def unpack_bnb_int8(tensors: Mapping[str, Tensor]) -> Int8Weight:
 def _nested(absmax: Tensor, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> DoubleQuant:
     if state["nested_blocksize"] != ABSMAX_BLOCK:
         raise ValueError(f"double quantisation in blocks of {state['nested_blocksize']}, not {ABSMAX_BLOCK}")
+    blocks, code = tensors["weight.nested_absmax"].numel(), tensors["weight.nested_quant_map"].numel()
+    if absmax.dtype != torch.uint8 or blocks * ABSMAX_BLOCK < absmax.numel() or code != CODES:
+        raise ValueError(f"{blocks} nested_absmax and {code} nested_quant_map do not belong to {absmax.numel()} absmax")
     return DoubleQuant(
         qdata=absmax,
         code=tensors["weight.nested_quant_map"].float(),

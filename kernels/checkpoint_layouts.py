@@ -16,6 +16,7 @@ GPTQ_BITS = (2, 3, 4, 8)
 AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 """Columns of eight that AutoAWQ's words hold, from bit 0 (its packer's order_map)."""
 WORD_BITS = 32
+BYTE_BITS = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,7 +28,7 @@ class IntegerWeight:
     scales: Tensor
     """[N, groups] fp16, bf16 or fp32"""
     zeros: Tensor
-    """[N, groups] uint8; GPTQ's first format may hold 2^bits"""
+    """[N, groups] uint8, of 8 bits int16; GPTQ's first format may hold 2^bits"""
     group_of: Tensor
     """[K] int32: the group of each column (GPTQ's g_idx)"""
     bits: int
@@ -37,6 +38,19 @@ class IntegerWeight:
         group_of = self.group_of.long()
         offsets = self.codes.float() - self.zeros.float()[:, group_of]
         return offsets * self.scales.float()[:, group_of]
+
+
+def group_order(group_of: Tensor) -> Tensor | None:
+    """[K] int64 that puts the columns of each group side by side; None where they stand so.
+
+    Raises ValueError where groups differ in size.
+    """
+    if bool((group_of.diff() >= 0).all()):
+        return None
+    counts = torch.bincount(group_of.long())
+    if bool((counts != counts[0]).any()):
+        raise ValueError("act-order groups of different sizes")
+    return torch.argsort(group_of, stable=True)
 
 
 def pack_gptq(weight: IntegerWeight, *, v1: bool = True) -> dict[str, Tensor]:
@@ -72,7 +86,7 @@ def unpack_gptq(
     return IntegerWeight(
         codes=codes.contiguous(),
         scales=scales.T.contiguous(),
-        zeros=zeros.to(torch.uint8).contiguous(),
+        zeros=(zeros if bits == BYTE_BITS else zeros.to(torch.uint8)).contiguous(),
         group_of=g_idx.to(torch.int32),
         bits=bits,
     )

@@ -33,6 +33,11 @@ class Answer:
         return all(output.finished for output in self._outputs)
 
     @property
+    def output_tokens(self) -> list[int]:
+        """Of each sequence, so far."""
+        return [output.completion_tokens for output in self._outputs]
+
+    @property
     def served(self) -> dict[str, Any]:
         choice = self._reply.choice
         return {

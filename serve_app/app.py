@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
+from typing import Any
 
 from ray import serve
-from ray.serve.config import RequestRouterConfig
+from ray.serve.config import AutoscalingConfig, RequestRouterConfig
 from ray.serve.schema import LoggingConfig
 
+from autoscaling.policy import INGRESS
 from cluster.config import FleetConfig
 from serve_app.blueprint import Blueprint, VariantPlan
 from serve_app.ingress import NUM_INGRESSES, ingress_class
@@ -16,14 +19,23 @@ from serve_app.replica_pin import ReplicaPin
 
 MAX_ONGOING_REQUESTS = 100_000
 """Far above what any replica admits: the engine decides, not Serve's queue (whose default is 5)."""
-GRACEFUL_SHUTDOWN_S = 20.0
+INGRESS_SHUTDOWN_S = 20.0
+SHUTDOWN_MARGIN_S = 20.0
+"""Beside the longest stream: until the ingresses have heard of it, and for the engine to end."""
+METRICS_INTERVAL_S = 1.0
+"""How often replicas and ingresses tell the scaling policy of themselves. Serve 2.60 deprecates the key for
+RAY_SERVE_*_METRIC_PUSH_INTERVAL_S and does not read those yet; its default of 10 s would let a burst wait."""
+LOOK_BACK_S = 10.0
 HEALTH_CHECK_PERIOD_S = 1.0
 HEALTH_CHECK_TIMEOUT_S = 10.0
 
 
 def build(args: Mapping[str, str]) -> serve.Application:
-    """`serve run serve_app.app:build config=fleet.yaml`; without `config` as every command does."""
-    blueprint = Blueprint.of(FleetConfig.load(args.get("config")))
+    """`serve run serve_app.app:build config=fleet.yaml`; without `config` as every command does. It then keeps every
+    variant at its min, since a scaling policy is not the application's to choose; `blueprint`: as JSON, with one."""
+    if "blueprint" in args:
+        return application(Blueprint.from_json(args["blueprint"]))
+    blueprint = Blueprint.of(FleetConfig.load(args.get("config")).fixed())
     for variant in blueprint.variants:
         blueprint = blueprint.measured(variant)
     return application(blueprint)
@@ -31,27 +43,28 @@ def build(args: Mapping[str, str]) -> serve.Application:
 
 def application(blueprint: Blueprint) -> serve.Application:
     """One deployment a variant, one ingress before them all."""
-    replicas = {name: _variant(name, plan) for name, plan in blueprint.variants.items()}
+    replicas = {name: _variant(blueprint, name, plan) for name, plan in blueprint.variants.items()}
     ingress = serve.deployment(
         ingress_class(),
-        name="ingress",
-        num_replicas=NUM_INGRESSES,
+        name=INGRESS,
+        **_scale(blueprint, NUM_INGRESSES, NUM_INGRESSES),
         max_ongoing_requests=MAX_ONGOING_REQUESTS,
-        graceful_shutdown_timeout_s=GRACEFUL_SHUTDOWN_S,
+        graceful_shutdown_timeout_s=INGRESS_SHUTDOWN_S,
         ray_actor_options={"num_cpus": 0},
         logging_config=LoggingConfig(enable_access_log=False),
     )
     return ingress.bind(blueprint, replicas)
 
 
-def _variant(name: str, plan: VariantPlan) -> serve.Application:
+def _variant(blueprint: Blueprint, name: str, plan: VariantPlan) -> serve.Application:
     """The engine's threads are counted by the planner, so Ray reserves no cores: it would only refuse to start them."""
     deployment = serve.deployment(
         Replica,
         name=name,
-        num_replicas=plan.num_replicas,
+        **_scale(blueprint, plan.num_replicas, blueprint.config.replicas(name).max),
         max_ongoing_requests=MAX_ONGOING_REQUESTS,
-        graceful_shutdown_timeout_s=GRACEFUL_SHUTDOWN_S,
+        # A replica that is stopped ends when its streams have, and after so long whatever they are at.
+        graceful_shutdown_timeout_s=blueprint.longest_stream_s(name) + SHUTDOWN_MARGIN_S,
         graceful_shutdown_wait_loop_s=0.5,
         health_check_period_s=HEALTH_CHECK_PERIOD_S,
         health_check_timeout_s=HEALTH_CHECK_TIMEOUT_S,
@@ -60,3 +73,22 @@ def _variant(name: str, plan: VariantPlan) -> serve.Application:
         logging_config=LoggingConfig(enable_access_log=False),
     )
     return deployment.bind(plan.spec)
+
+
+def _scale(blueprint: Blueprint, least: int, most: int) -> dict[str, Any]:
+    """A number of replicas, or the bounds that the policy keeps to; what has no bounds, it is not told of."""
+    if not blueprint.config.is_autoscaled:
+        return {"num_replicas": least}
+    # The planner waits as long as it should; Serve's own delays of 30 s and 10 minutes are for its own policy.
+    own = {} if blueprint.config.autoscaling.dry_run else {"upscale_delay_s": 0.0, "downscale_delay_s": 0.0}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        scaling = AutoscalingConfig(
+            min_replicas=least,
+            initial_replicas=least,
+            max_replicas=most,
+            metrics_interval_s=METRICS_INTERVAL_S,
+            look_back_period_s=LOOK_BACK_S,
+            **own,
+        )
+    return {"autoscaling_config": scaling}

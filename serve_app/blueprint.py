@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from autoscaling.planner import allot
+import msgspec
+
+from autoscaling.planner import allot, patterns
 from cluster.accelerators import Accelerator, accelerator_named
 from cluster.config import FleetConfig
-from cluster.cost_model import CostModel
+from cluster.cost_model import CostModel, StepShape
 from cluster.engine_spec import EngineSpec
 from cluster.errors import UserError
 from cluster.model_shape import ModelShape
 from cluster.prediction import ReplicaLimits
 from cluster.profile import Profile
-from engine.checkpoint import ensure_checkpoint
+from engine.checkpoint import ensure_checkpoint, with_weights
 from engine.profiling import ensure_profile
 
 
@@ -24,6 +27,7 @@ class VariantPlan:
 
     spec: EngineSpec
     num_replicas: int
+    """To start with."""
     profile: Profile | None = None
 
 
@@ -34,6 +38,8 @@ class Blueprint:
     shape: ModelShape
     accelerator: Accelerator
     limits: ReplicaLimits
+    budget_replicas: int
+    """Of all variants together, at once."""
     variants: dict[str, VariantPlan]
 
     @classmethod
@@ -47,17 +53,28 @@ class Blueprint:
         checkpoint = ensure_checkpoint(config.model.source)
         shape = ModelShape.from_hf_config(checkpoint / "config.json", config.engine.max_context)
         accelerator = accelerator_named(config.accelerator.name, config.accelerator.price_per_hour)
-        placement = allot(config, shape, accelerator, str(checkpoint))
+        plan = patterns if config.is_autoscaled else allot
+        placement = plan(config, shape, accelerator, str(checkpoint))
         return cls(
             config=config,
             checkpoint=str(checkpoint),
             shape=shape,
             accelerator=accelerator,
             limits=placement.limits,
+            budget_replicas=placement.slice.replicas,
             variants={
-                name: VariantPlan(spec=specs[0], num_replicas=len(specs)) for name, specs in placement.specs.items()
+                name: VariantPlan(spec=with_weights(specs[0], shape), num_replicas=config.replicas(name).min)
+                for name, specs in placement.specs.items()
             },
         )
+
+    @classmethod
+    def from_json(cls, text: str) -> Blueprint:
+        return msgspec.json.decode(text, type=cls, dec_hook=_config_from_json)
+
+    def to_json(self) -> str:
+        """For another process of the same fleet, which then works nothing out again."""
+        return msgspec.json.encode(self, enc_hook=_config_to_json).decode()
 
     @property
     def context_tokens(self) -> int:
@@ -84,3 +101,26 @@ class Blueprint:
             )
             for name, plan in self.variants.items()
         }
+
+    def longest_stream_s(self, variant: str) -> float:
+        """The most that an answer may take: a whole context of tokens, each in a full step of the fullest batch."""
+        spec = self.variants[variant].spec
+        tokens = min(spec.max_context, spec.kv_capacity_tokens)
+        full = StepShape(
+            decode_sequences=spec.max_sequences,
+            kv_tokens=spec.kv_capacity_tokens,
+            prefill_tokens=spec.token_budget - spec.max_sequences,
+        )
+        return tokens * self.cost_models()[variant].step_s(full)
+
+
+def _config_to_json(value: Any) -> Any:
+    if isinstance(value, FleetConfig):
+        return value.model_dump(mode="json", by_alias=True, exclude_unset=True)
+    raise NotImplementedError(f"{type(value).__name__} is no plain value")
+
+
+def _config_from_json(kind: type, value: Any) -> Any:
+    if kind is FleetConfig:
+        return FleetConfig.of(value)
+    raise NotImplementedError(f"{kind.__name__} is no plain value")

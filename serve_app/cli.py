@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from pathlib import Path
 from typing import Annotated
@@ -36,6 +37,8 @@ def serve(
     try:
         with fleet(FleetConfig.load(config).at(host, port), console=console) as running:
             typer.echo(usage_example(running.base_url, running.config.model.name, bool(running.config.auth.keys_file)))
+            if running.decision_log is not None:
+                typer.echo(f"Every scaling decision: quantfleet explain {shlex.quote(str(running.decision_log))}")
             while True:
                 time.sleep(3600)
     except SystemExit:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -22,6 +23,8 @@ from cluster.errors import UserError
 from serve_app.blueprint import Blueprint
 from serve_app.ray_cluster import joined_ray
 from serve_app.ray_settings import free_ports
+from serve_app.scaled_app import deploy_scaled
+from serve_app.scaling_terms import decision_log_path, serve_policy
 
 APP_NAME = "quantfleet"
 DRAIN_TIMEOUT_S = 15.0
@@ -34,6 +37,8 @@ class RunningFleet:
     config: FleetConfig
     base_url: str
     """What an OpenAI client wants: it ends in /v1."""
+    decision_log: Path | None = None
+    """Of an autoscaled fleet, on the node of Serve's controller."""
 
 
 @contextmanager
@@ -50,8 +55,10 @@ def fleet(config: FleetConfig, *, console: Console | None = None) -> Iterator[Ru
         with _stage(console, "starting Ray"):
             stack.enter_context(joined_ray())
         stack.callback(_drain, console)
-        _deploy(blueprint, console)
-        running = RunningFleet(config=config, base_url=base_url(config.http.host, config.http.port))
+        log_path = decision_log_path(blueprint) if config.is_autoscaled else None
+        _deploy(blueprint, log_path, console)
+        url = base_url(config.http.host, config.http.port)
+        running = RunningFleet(config=config, base_url=url, decision_log=log_path)
         _wait_healthy(running, console)
         yield running
 
@@ -112,7 +119,7 @@ def _blueprint(config: FleetConfig, console: Console) -> Blueprint:
     return blueprint
 
 
-def _deploy(blueprint: Blueprint, console: Console) -> None:
+def _deploy(blueprint: Blueprint, log_path: Path | None, console: Console) -> None:
     from ray import serve
 
     from serve_app.app import application
@@ -121,7 +128,10 @@ def _deploy(blueprint: Blueprint, console: Console) -> None:
     with _stage(console, f"starting replicas: {', '.join(blueprint.variants)}"):
         http = blueprint.config.http
         serve.start(http_options={"host": http.host, "port": http.port})
-        serve.run(application(blueprint), name=APP_NAME, route_prefix="/")
+        if blueprint.config.is_autoscaled:
+            deploy_scaled(blueprint, serve_policy(blueprint, log_path), APP_NAME)
+        else:
+            serve.run(application(blueprint), name=APP_NAME, route_prefix="/")
 
 
 def _wait_healthy(running: RunningFleet, console: Console) -> None:
@@ -155,8 +165,11 @@ def _drain(console: Console) -> None:
     if "RAY_ADDRESS" in os.environ:
         from ray import serve
 
+        from serve_app.decision_board import remove_board
+
         with suppress(Exception):
             serve.delete(APP_NAME)
+            remove_board()
 
 
 def _ask(method: str) -> list[Any]:

@@ -13,7 +13,7 @@ from cluster.slo import Fallback, SloLimits
 from engine.wire import DeltaBuffer
 from serve_app.errors import bad_parameter, fleet_full, replica_lost, shutting_down
 from serve_app.fleet_view import FleetView
-from serve_app.replica_link import Inbox, ReplicaLost
+from serve_app.replica_link import Inbox, ReplicaLost, ReplicaStops
 
 RETRY_S = 1.0
 """A queued request asks again at least so often: a replica may have come in the meantime."""
@@ -138,6 +138,8 @@ class Dispatcher:
                     await _wait(work.slo.fallback, refused.reason, refused.retry_after_s, deadline_s)
                     tried.clear()
                     continue
+            except ReplicaStops:
+                pass  # it never got the request, so that counts for nothing
             except ReplicaLost as lost:
                 losses += 1
                 if losses == MAX_LOSSES:
@@ -181,6 +183,9 @@ class Dispatcher:
     async def _submit(self, work: Work, choice: Choice, inbox: Inbox) -> None:
         try:
             answer = await self._view.link(choice.replica_id).submit(work.requests, inbox)
+        except ReplicaStops:
+            self._view.stops(choice.replica_id)
+            raise
         except ReplicaLost as lost:
             self._view.forget(choice.replica_id, str(lost))
             raise

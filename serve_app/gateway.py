@@ -6,20 +6,23 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from http import HTTPStatus
 from typing import Any
 from uuid import uuid4
 
 import msgspec
 from starlette.responses import Response
 
+from autoscaling.serving_stats import TrafficCounters
 from cluster.config import FleetConfig
 from cluster.errors import UserError
+from cluster.output_lengths import OutputLengths
 from cluster.request import GenerationRequest
 from cluster.slo import Attainment, SloLimits, Tally
 from engine.text import TextCodec
 from serve_app.answer import Answer
 from serve_app.dispatch import Dispatcher, Work
-from serve_app.errors import bad_parameter, unknown_model
+from serve_app.errors import ApiError, bad_parameter, unknown_model
 from serve_app.formats import ChatFormat, CompletionFormat, Format, Head
 from serve_app.output import Output
 from serve_app.prompts import (
@@ -35,9 +38,6 @@ from serve_app.prompts import (
 )
 from serve_app.protocol import ChatBody, CompletionBody, GenerationBody
 from serve_app.streaming import EventStream, events
-
-TYPICAL_OUTPUT_TOKENS = 256
-"""What is expected of a request that sets no bound (WildChat's mean answer has some 250 tokens)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,14 +64,15 @@ class Asked:
     def prompt_tokens(self) -> int:
         return sum(len(prompt.token_ids) for prompt in self.prompts)
 
-    def work(self) -> Work:
+    def work(self, lengths: OutputLengths) -> Work:
+        """Without a bound it is expected to be as long as answers of its class are."""
         bound = self.requests[0].sampling.max_tokens
         return Work(
             requests=self.requests,
             variant=self.wish.variant,
             slo=self.wish.slo,
             prompt_tokens=self.prompt_tokens,
-            expected_output_tokens=bound if self.bounded else min(bound, TYPICAL_OUTPUT_TOKENS),
+            expected_output_tokens=bound if self.bounded else min(bound, lengths.expected(self.wish.slo.name)),
         )
 
 
@@ -80,6 +81,8 @@ class Gateway:
 
     def __init__(self, config: FleetConfig, codec: TextCodec, limits: Limits, dispatcher: Dispatcher) -> None:
         self.attainment = Attainment()
+        self.traffic = TrafficCounters(config.slo_classes, config.variants, config.default_class)
+        self.output_lengths = OutputLengths()
         self._config = config
         self._variants = config.variants
         self._codec = codec
@@ -99,6 +102,7 @@ class Gateway:
         for name, limits in self._config.slo_classes.items():
             tally = tallies.get(name, Tally())
             counts = {"offered": tally.offered, "met": tally.met, "attainment": round(tally.attainment, 4)}
+            counts["expected_output_tokens"] = self.output_lengths.expected(name)
             report[name] = asdict(limits) | counts
         return report
 
@@ -148,8 +152,15 @@ class Gateway:
         return Asked(body=body, wish=wish, prompts=prompts, requests=requests, bounded=body.wanted_tokens is not None)
 
     async def _begin(self, asked: Asked, ends: ExitStack) -> Answer:
-        self.attainment.offered(asked.wish.slo)
-        reply = await self._dispatcher.start(asked.work())
+        slo = asked.wish.slo
+        self.attainment.offered(slo)
+        self.traffic.arrived(slo.name, asked.prompt_tokens, asked.wish.variant)
+        try:
+            reply = await self._dispatcher.start(asked.work(self.output_lengths))
+        except ApiError as error:
+            if error.status == HTTPStatus.TOO_MANY_REQUESTS:
+                self.traffic.refused(slo.name)
+            raise
         ends.callback(reply.close)
         return Answer(
             reply,
@@ -169,8 +180,14 @@ class Gateway:
         return Response(content, media_type="application/json", headers=answer.headers)
 
     def _account(self, asked: Asked, answer: Answer) -> None:
-        if answer.is_complete:
-            self.attainment.served(asked.wish.slo, answer.outcome(self._variants[answer.variant].quality))
+        if not answer.is_complete:
+            return
+        slo = asked.wish.slo
+        self.attainment.served(slo, answer.outcome(self._variants[answer.variant].quality))
+        self.traffic.finished(slo.name, sum(answer.output_tokens))
+        if not asked.bounded:
+            for output_tokens in answer.output_tokens:
+                self.output_lengths.ended(slo.name, output_tokens)
 
     def _head(self, kind: str, body: GenerationBody, answer: Answer) -> Head:
         return Head(

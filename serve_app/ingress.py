@@ -17,11 +17,13 @@ from ray.serve.handle import DeploymentHandle
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
+from autoscaling.serving_stats import Stats
 from cluster.config import FleetConfig
 from cluster.routing import SloRouter
 from engine.text import TextCodec
 from serve_app.auth import ConcurrencyLimit, KeyFileGuard, NoGuard
 from serve_app.blueprint import Blueprint
+from serve_app.decision_feed import BoardReader, DecisionFeed
 from serve_app.dispatch import Dispatcher
 from serve_app.errors import ApiError, shutting_down, unknown_model
 from serve_app.fleet_view import POLL_PERIOD_S, FleetView
@@ -41,8 +43,17 @@ Answerer = Callable[[Any, str | None, ExitStack], Awaitable[Response]]
 class Surface:
     """The routes, over whatever answers them."""
 
-    def __init__(self, config: FleetConfig, gateway: Gateway, view: FleetView, dispatcher: Dispatcher) -> None:
+    def __init__(
+        self,
+        config: FleetConfig,
+        gateway: Gateway,
+        view: FleetView,
+        dispatcher: Dispatcher,
+        feed: DecisionFeed | None = None,
+    ) -> None:
+        """`feed`: of an autoscaled fleet."""
         self._config = config
+        self._feed = feed
         self._gateway = gateway
         self._view = view
         self._dispatcher = dispatcher
@@ -55,6 +66,10 @@ class Surface:
     @property
     def in_flight(self) -> int:
         return self._limit.in_flight
+
+    def stats(self) -> Stats:
+        """For the scaling policy: counters since the start, by class and variant."""
+        return self._gateway.traffic.stats(waiting=self._dispatcher.waiting, draining=self._view.draining())
 
     def drain(self) -> None:
         """Nothing new is taken; what runs goes on."""
@@ -103,7 +118,7 @@ class Surface:
         return JSONResponse(self._model(name))
 
     async def fleet(self, request: Request) -> Response:
-        """Variants, their replicas' loads, SLO classes and how often they were kept."""
+        """Variants, their replicas' loads, SLO classes and how often they were kept, the last scaling decision."""
         self._caller(request)
         return JSONResponse(
             {
@@ -120,6 +135,7 @@ class Surface:
                     for name, variant in self._config.variants.items()
                 ],
                 "slo_classes": self._gateway.slo_report(),
+                "scaling": self._feed.describe() if self._feed is not None else None,
             }
         )
 
@@ -164,11 +180,18 @@ class Ingress:
             vocab_size=blueprint.shape.vocab,
         )
         gateway = Gateway(config, TextCodec(blueprint.checkpoint), limits, self._dispatcher)
-        self._surface = Surface(config, gateway, self._view, self._dispatcher)
+        feed = DecisionFeed(BoardReader(), router, config.autoscaling.interval_s) if config.is_autoscaled else None
+        self._surface = Surface(config, gateway, self._view, self._dispatcher, feed)
         self._view.start()
+        if feed is not None:
+            feed.start()
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return self._surface.api()
+
+    def record_autoscaling_stats(self) -> Stats:
+        """Serve asks once a second, of an autoscaled fleet."""
+        return self._surface.stats()
 
     async def drain(self) -> None:
         self._surface.drain()

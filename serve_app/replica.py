@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from ray import serve
 
+from autoscaling.serving_stats import Stats, load_stats
 from cluster.engine_spec import EngineSpec
 from cluster.load import Load
 from cluster.request import GenerationRequest, Verdict
@@ -60,6 +61,10 @@ class Replica:
         if self._died is not None:
             raise self._died
         return encode(self._load())
+
+    def record_autoscaling_stats(self) -> Stats:
+        """For the scaling policy; Serve asks once a second."""
+        return load_stats(self._load())
 
     def check_health(self) -> None:
         """Serve replaces the replica when this raises."""

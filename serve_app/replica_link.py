@@ -13,6 +13,7 @@ from ray.serve.handle import DeploymentHandle
 
 from cluster.load import Load
 from cluster.request import GenerationRequest, TokenDelta
+from serve_app.replica_gone import ReplicaGone
 from serve_app.wire import Answer, Submission, decode_answer, decode_frame, encode
 
 SUBMIT_TIMEOUT_S = 10.0
@@ -21,6 +22,10 @@ SUBMIT_TIMEOUT_S = 10.0
 
 class ReplicaLost(Exception):  # noqa: N818  (it names what happened)
     """The replica, or the way to it, is gone."""
+
+
+class ReplicaStops(ReplicaLost):
+    """Serve stops the replica: it takes nothing new, and what runs there goes on."""
 
 
 Inbox = asyncio.Queue[TokenDelta | ReplicaLost]
@@ -73,6 +78,7 @@ class ReplicaLink:
         self._on_lost = on_lost
         self._inboxes: dict[str, Inbox] = {}
         self._reader: asyncio.Task[None] | None = None
+        self._stops = False
         self._tasks: set[asyncio.Task[Any]] = set()
 
     @property
@@ -80,7 +86,9 @@ class ReplicaLink:
         return len(self._inboxes)
 
     async def submit(self, requests: list[GenerationRequest], inbox: Inbox) -> Answer:
-        """The replica's verdict; if it admits, the deltas of all requests go to `inbox`. Raises ReplicaLost.
+        """The replica's verdict; if it admits, the deltas of all requests go to `inbox`.
+
+        Raises ReplicaLost, and of that ReplicaStops where only this submission is lost.
 
         A caller that is cancelled meanwhile leaves nothing running there.
         """
@@ -94,6 +102,9 @@ class ReplicaLink:
             self._discard(ids)
             self._spawn(self._abort_after(call, ids))
             raise
+        except ReplicaGone as gone:
+            self._discard(ids)
+            raise ReplicaStops(f"{self.variant} {self.replica_id}: {gone}") from None
         except Exception as error:
             self._discard(ids)
             raise ReplicaLost(f"{self.variant} {self.replica_id}: {error}") from None
@@ -106,14 +117,36 @@ class ReplicaLink:
         """Those that have ended already are no matter."""
         running = [request_id for request_id in request_ids if request_id in self._inboxes]
         self._discard(running)
-        if running:
+        if running and not self._stops:
             self._spawn(self._abort(running))
+        self._leave_if_done()
+
+    def stops(self) -> None:
+        """From now on no call is routed there: what streams goes on, and the end of the channel is the only abort."""
+        self._stops = True
+        self._leave_if_done()
+
+    def goes_on(self) -> None:
+        """It does not stop after all."""
+        self._stops = False
 
     def fail(self, reason: str) -> None:
         """Everything that runs here ends with ReplicaLost."""
         inboxes, self._inboxes = self._inboxes, {}
         for inbox in {id(inbox): inbox for inbox in inboxes.values()}.values():
             inbox.put_nowait(ReplicaLost(f"{self.variant} {self.replica_id}: {reason}"))
+
+    def end(self, reason: str) -> None:
+        """The same for a replica that is well: it is told, too."""
+        running = list(self._inboxes)
+        self.fail(reason)
+        if running and not self._stops:
+            self._spawn(self._abort(running))
+
+    def _leave_if_done(self) -> None:
+        """A replica whose channel is gone for some seconds aborts what it generates for it."""
+        if self._stops and not self._inboxes and self._reader is not None:
+            self._reader.cancel()
 
     def _discard(self, request_ids: list[str]) -> None:
         for request_id in request_ids:
@@ -151,8 +184,13 @@ class ReplicaLink:
         """Opens the channel as long as there is something to hear; the replica closes it when it has nothing to say."""
         try:
             while self._inboxes:
-                async for frame in self._handles.channel.remote(self._ingress_id, replica_id=self.replica_id):
-                    self._deliver(frame)
+                channel = self._handles.channel.remote(self._ingress_id, replica_id=self.replica_id)
+                try:
+                    async for frame in channel:
+                        self._deliver(frame)
+                except asyncio.CancelledError:
+                    channel.cancel()
+                    raise
         except Exception as error:
             self._on_lost(self.replica_id, str(error) or type(error).__name__)
 

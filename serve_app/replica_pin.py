@@ -7,9 +7,7 @@ from __future__ import annotations
 
 from ray.serve.request_router import PendingRequest, RequestRouter, RunningReplica
 
-
-class ReplicaGone(LookupError):  # noqa: N818  (it names what happened)
-    """The replica that a call names does not run (any more), as far as this handle knows."""
+from serve_app.replica_gone import ReplicaGone
 
 
 class ReplicaPin(RequestRouter):

@@ -62,7 +62,7 @@ class GpuBench:
     def floor_ms(self, variant: Variant) -> float:
         """Every weight read once, at the bandwidth that was measured for reads."""
         shape = ModelShape.from_hf_config(SHAPE)
-        return variant.read_bytes(shape) / MEASURED_READS * 1e3
+        return variant.read_bytes(shape, "gpu") / MEASURED_READS * 1e3
 
     def _spec(self, variant: Variant) -> EngineSpec:
         return EngineSpec(

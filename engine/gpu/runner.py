@@ -6,7 +6,7 @@ one is read, because whatever a decode needs of the last step lies on the device
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from engine.gpu.device_state import DeviceState
 from engine.gpu.extras import launch_logprobs, redraw
 from engine.gpu.host_copy import to_host
 from engine.gpu.prompt_batch import PromptBatch
-from engine.gpu.prompt_logprobs import launch_prompt_logprobs
+from engine.gpu.prompt_logprobs import ROWS_AT_ONCE, launch_prompt_logprobs
 from engine.gpu.weights import CheckpointSource, DummySource, GpuWeights, load_gpu_weights
 from engine.linear import FLOAT_DTYPES
 from engine.sequence import ChunkResult, ScheduledChunk
@@ -135,6 +135,15 @@ class GpuRunner:
                 readers.append((decodes, self._launch_decodes([chunks[index] for index in decodes])))
         return lambda: _in_order(readers, len(chunks))
 
+    @torch.inference_mode()
+    def prompt_logits(self, chunk: ScheduledChunk, first_row: int) -> Iterator[Tensor]:
+        """Computes the chunk's K and V, then the logits [R, vocab] fp32 of its rows from `first_row` on, in order."""
+        self._state.enter([chunk])
+        batch = PromptBatch.of([chunk], self._state.block_tables, self._state.block_size)
+        hidden = self._decoder.prompt(batch.token_ids.long(), batch.context, self._kv_cache)
+        for start in range(first_row, len(hidden), ROWS_AT_ONCE):
+            yield self._decoder.weights.head.rows(hidden[start : start + ROWS_AT_ONCE])
+
     def _launch_decodes(self, chunks: list[ScheduledChunk]) -> Reader:
         size = self._graphs.size_for(len(chunks))
         staging = self._stagings[self._num_launched % STAGINGS]
@@ -190,9 +199,9 @@ class GpuRunner:
 
 def _weights(spec: EngineSpec, config: DecoderConfig) -> GpuWeights:
     if spec.load_format == "dummy":
-        return load_gpu_weights(DummySource(spec.device), config.shape, spec.variant)
-    with CheckpointTensors(Path(spec.checkpoint)) as tensors:
-        return load_gpu_weights(CheckpointSource(tensors, spec.device), config.shape, spec.variant)
+        return load_gpu_weights(DummySource(spec.device, spec.variant.method), config.shape, spec.variant)
+    with CheckpointTensors(Path(spec.weights)) as tensors:
+        return load_gpu_weights(CheckpointSource(tensors, spec.variant.method, spec.device), config.shape, spec.variant)
 
 
 def _in_order(readers: list[tuple[list[int], Reader]], num_chunks: int) -> list[ChunkResult]:

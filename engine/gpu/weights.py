@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from cluster.errors import UserError
 from cluster.model_shape import ModelShape
-from cluster.variants import Variant
+from cluster.variants import MOST_PACKED_BITS, Method, Variant
 from engine.gpu.linear import DenseLinear, FourBitLinear, Fp8Linear, GpuLinear, Head, Int8Linear
 from engine.linear import FLOAT_DTYPES, NF4_BLOCK
+from engine.quantized_checkpoint import QuantizedCheckpoint, StoredMatrix, joined, packing
 from engine.weights import CheckpointTensors
-from kernels.gpu.fp8 import pack_fp8
-from kernels.gpu.int4 import Int4Codes, awq_codes, gptq_codes, pack_int4
-from kernels.gpu.int8 import pack_int8
+from kernels.checkpoint_layouts import IntegerWeight
+from kernels.gpu.fp8 import PackedFp8, pack_fp8
+from kernels.gpu.int4 import pack_int4
+from kernels.gpu.int8 import Int8Rows, pack_int8
 from kernels.gpu.nf4 import pack_nf4_words
-from kernels.nf4_matmul import quantize_nf4
+from kernels.int8_matmul import Int8Weight
+from kernels.nf4_matmul import Nf4Weight, quantize_nf4
 
 DUMMY_STD = 0.02
 """Llama's initializer_range: products of normed rows stay near 1, so nothing overflows however deep the model is."""
@@ -53,11 +54,15 @@ class GpuWeights:
 class WeightSource(Protocol):
     """Where tensors come from; everything it gives lies on the device."""
 
-    def matrix(self, name: str, rows: int, columns: int) -> Tensor: ...
+    def matrix(self, name: str, rows: int, columns: int) -> Tensor:
+        """One that no method packs: the embedding, the head."""
+        ...
 
     def vector(self, name: str, size: int) -> Tensor: ...
 
-    def int4(self, name: str, rows: int, columns: int) -> Int4Codes: ...
+    def stored(self, name: str, rows: int, columns: int) -> StoredMatrix:
+        """A matrix of a block, `name` without .weight."""
+        ...
 
 
 def load_gpu_weights(source: WeightSource, shape: ModelShape, variant: Variant) -> GpuWeights:
@@ -103,91 +108,67 @@ class _Builder:
         """Parts that read the same input become one product, their rows one below the other."""
         names = {f"{prefix}.{part}": rows for part, rows in parts.items()}
         bias = torch.cat([self.vector(f"{name}.bias", rows) for name, rows in names.items()]) if biased else None
-        if self.variant.method in ("gptq", "awq"):
-            return self._int4(names, columns, bias)
-        weight = torch.cat([self.source.matrix(f"{name}.weight", rows, columns) for name, rows in names.items()])
+        stored = joined([*names], [self.source.stored(name, rows, columns) for name, rows in names.items()])
+        with packing([*names]):
+            return self._packed(stored, bias)
+
+    def _packed(self, stored: StoredMatrix, bias: Tensor | None) -> GpuLinear:
+        if isinstance(stored, Tensor):
+            return self._quantised(stored, bias)
+        if isinstance(stored, IntegerWeight):
+            return self._integers(stored, bias)
+        if isinstance(stored, Nf4Weight):
+            return FourBitLinear(packed=pack_nf4_words(stored), bias=bias)
+        if isinstance(stored, Int8Weight):
+            return self._int8(Int8Rows(qdata=stored.qdata, scale=stored.scale), bias)
+        return Fp8Linear(packed=PackedFp8(data=stored.data, scale=stored.scale), bias=bias)
+
+    def _quantised(self, weight: Tensor, bias: Tensor | None) -> GpuLinear:
+        """A dense matrix of the checkpoint, as the variant wants it; gptq and awq leave such ones as they are."""
         match self.variant.method:
-            case "none":
-                return DenseLinear(weight=weight.to(self.dtype), bias=bias)
             case "fp8":
                 return Fp8Linear(packed=pack_fp8(weight), bias=bias)
             case "int8":
-                return Int8Linear(packed=pack_int8(weight), outlier_threshold=self.variant.outlier_threshold, bias=bias)
+                return self._int8(pack_int8(weight), bias)
             case "nf4":
+                columns = weight.shape[1]
                 if columns % NF4_BLOCK:
                     raise UserError(f"method nf4 needs rows of a multiple of {NF4_BLOCK}, this model has {columns}")
                 return FourBitLinear(packed=pack_nf4_words(quantize_nf4(weight, NF4_BLOCK)), bias=bias)
-            case method:
-                raise UserError(f"method {method!r} is not run by this engine on a GPU")
+            case _:
+                return DenseLinear(weight=weight.to(self.dtype), bias=bias)
 
-    def _int4(self, names: dict[str, int], columns: int, bias: Tensor | None) -> FourBitLinear:
-        parts = [self.source.int4(name, rows, columns) for name, rows in names.items()]
-        orders = [part.input_order for part in parts]
-        if any(order is not None for order in orders) and not all(
-            order is not None and orders[0] is not None and torch.equal(order, orders[0]) for order in orders
-        ):
-            raise UserError(
-                f"{', '.join(names)}: GPTQ's act-order differs between matrices that read one input; "
-                "quantise with a common order (desc_act of whole blocks), or without act-order"
-            )
-        packed = pack_int4(
-            torch.cat([part.codes for part in parts]),
-            torch.cat([part.scales for part in parts]),
-            torch.cat([part.zeros for part in parts]),
-            input_order=orders[0],
-        )
-        return FourBitLinear(packed=packed, bias=bias)
+    def _int8(self, packed: Int8Rows, bias: Tensor | None) -> Int8Linear:
+        return Int8Linear(packed=packed, outlier_threshold=self.variant.outlier_threshold, bias=bias)
+
+    def _integers(self, weight: IntegerWeight, bias: Tensor | None) -> GpuLinear:
+        """Up to 4 bits in words of four; more are unpacked here, as the formula counts them."""
+        if weight.bits > MOST_PACKED_BITS:
+            return DenseLinear(weight=weight.dequantize().to(self.dtype), bias=bias)
+        return FourBitLinear(packed=pack_int4(weight), bias=bias)
 
 
 class CheckpointSource:
-    """A folder's safetensors; 4-bit matrices in the layout that its config.json declares."""
+    """A folder's safetensors, in whatever format its config.json declares."""
 
-    def __init__(self, tensors: CheckpointTensors, device: str) -> None:
-        self._tensors, self._device = tensors, device
-        self._quantization = _quantization_config(tensors.folder)
+    def __init__(self, tensors: CheckpointTensors, method: Method, device: str) -> None:
+        self._checkpoint = QuantizedCheckpoint(tensors, method, device)
 
     def matrix(self, name: str, rows: int, columns: int) -> Tensor:
-        return self._tensors.read(name, rows, columns).to(self._device)
+        return self._checkpoint.dense(name, rows, columns)
 
     def vector(self, name: str, size: int) -> Tensor:
-        return self._tensors.read(name, size).to(self._device)
+        return self._checkpoint.dense(name, size)
 
-    def int4(self, name: str, rows: int, columns: int) -> Int4Codes:
-        config = self._quantization
-        method, bits = config.get("quant_method"), config.get("bits", 4)
-        if bits != 4:
-            raise UserError(f"{self._tensors.folder}: {method} of {bits} bits is not supported; 4 bits are")
-        if method not in ("gptq", "awq"):
-            raise UserError(
-                f"{self._tensors.folder}: config.json names no gptq or awq quantization_config, which the variant's"
-                " method asks for; give a checkpoint in one of these formats as its source"
-            )
-        # AutoAWQ's other layouts (gemv, gemv_fast, marlin) put the same words elsewhere.
-        version = str(config.get("version", "gemm")).lower()
-        if method == "awq" and version != "gemm":
-            raise UserError(f"{self._tensors.folder}: awq of version {version} is not supported; version gemm is")
-        qweight, qzeros, scales = (self._packed(name, part) for part in ("qweight", "qzeros", "scales"))
-        if method == "awq":
-            found = awq_codes(qweight, qzeros, scales)
-        else:
-            g_idx = self._packed(name, "g_idx") if f"{name}.g_idx" in self._tensors else None
-            found = gptq_codes(qweight, qzeros, scales, g_idx, v1=config.get("checkpoint_format") != "gptq_v2")
-        if tuple(found.codes.shape) != (rows, columns):
-            raise UserError(
-                f"{self._tensors.folder}: {name} unpacks to {list(found.codes.shape)},"
-                f" config.json asks for {[rows, columns]}"
-            )
-        return found
-
-    def _packed(self, name: str, part: str) -> Tensor:
-        return self._tensors.read_packed(f"{name}.{part}").to(self._device)
+    def stored(self, name: str, rows: int, columns: int) -> StoredMatrix:
+        return self._checkpoint.matrix(name, rows, columns)
 
 
 class DummySource:
     """Seeded random weights of any shape, for timing: every matrix its own, none of them read from anywhere."""
 
-    def __init__(self, device: str, seed: int = 0) -> None:
-        self._device = device
+    def __init__(self, device: str, method: Method, seed: int = 0) -> None:
+        self._device, self._method = device, method
         self._generator = torch.Generator(device).manual_seed(seed)
 
     def matrix(self, name: str, rows: int, columns: int) -> Tensor:
@@ -198,21 +179,21 @@ class DummySource:
         fill = 0.0 if name.endswith(".bias") else 1.0
         return torch.full((size,), fill, device=self._device)
 
-    def int4(self, name: str, rows: int, columns: int) -> Int4Codes:
+    def stored(self, name: str, rows: int, columns: int) -> StoredMatrix:
+        """Integers for gptq and awq, which no engine quantises by itself."""
+        if self._method not in ("gptq", "awq"):
+            return self.matrix(f"{name}.weight", rows, columns)
+
         def random(*shape: int, high: int) -> Tensor:
             return torch.randint(high, shape, dtype=torch.uint8, device=self._device, generator=self._generator)
 
         groups = columns // DUMMY_GROUP if columns % DUMMY_GROUP == 0 else 1
         # Uniform codes have a standard deviation of 4.6 steps.
         scales = (0.5 + random(rows, groups, high=256).float() / 256) * (DUMMY_STD / 4.6)
-        return Int4Codes(
+        return IntegerWeight(
             codes=random(rows, columns, high=16),
             scales=scales.to(torch.bfloat16),
             zeros=random(rows, groups, high=4) + 6,
+            group_of=torch.arange(columns, dtype=torch.int32, device=self._device) // (columns // groups),
+            bits=4,
         )
-
-
-def _quantization_config(folder: Path) -> dict[str, Any]:
-    config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    found = config.get("quantization_config") or {}
-    return dict(found)

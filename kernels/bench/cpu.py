@@ -18,7 +18,9 @@ from torch.nn import functional
 
 from kernels import threads
 from kernels.activation import silu_mul
+from kernels.checkpoint_layouts import IntegerWeight
 from kernels.dense_matmul import dense_matmul, pack_dense
+from kernels.int4_matmul import PackedInt4Panels, int4_matmul, pack_int4
 from kernels.int8_matmul import int8_matmul, pack_int8, quantize_int8
 from kernels.kv_layout import LayerCache, allocate_kv_cache
 from kernels.nf4_matmul import nf4_matmul, pack_nf4, quantize_nf4
@@ -29,6 +31,7 @@ from kernels.sampling import batch_of_settings, sample
 
 LAYERS, HIDDEN, FFN, VOCAB, HEADS, KV_HEADS, HEAD_DIM = 30, 576, 1536, 49152, 9, 3, 64
 QKV = (HEADS + 2 * KV_HEADS) * HEAD_DIM
+INT4_GROUP = 64
 LINEARS = ((QKV, HIDDEN, LAYERS), (HIDDEN, HIDDEN, LAYERS), (2 * FFN, HIDDEN, LAYERS), (HIDDEN, FFN, LAYERS))
 HEAD = ((VOCAB, HIDDEN, 1),)
 CACHE_BYTES = 64 * 1024 * 1024
@@ -74,11 +77,30 @@ def measure_machine(seconds: float) -> Machine:
     return Machine(bytes_per_s=pieces[0].nbytes / read, flops_per_s=2 * 768**3 / product)
 
 
+def pack_rounded_int4(weight: Tensor) -> PackedInt4Panels:
+    """Nearest integers between the minimum and maximum of each group."""
+    groups = weight.unflatten(1, (-1, INT4_GROUP))
+    low, high = groups.amin(-1), groups.amax(-1)
+    scales = (high - low) / 15
+    zeros = (-low / scales).round().clamp(0, 15)
+    codes = (groups / scales[..., None] + zeros[..., None]).round().clamp(0, 15).flatten(1)
+    return pack_int4(
+        IntegerWeight(
+            codes=codes.to(torch.uint8),
+            scales=scales,
+            zeros=zeros.to(torch.uint8),
+            group_of=torch.arange(weight.shape[1], dtype=torch.int32) // INT4_GROUP,
+            bits=4,
+        )
+    )
+
+
 def linear_lines(rows: int, seconds: float) -> Iterator[Line]:
     formats = (
         ("bf16", lambda w: pack_dense(w.bfloat16()), dense_matmul),
         ("int8", lambda w: pack_int8(quantize_int8(w)), int8_matmul),
         ("nf4", lambda w: pack_nf4(quantize_nf4(w)), nf4_matmul),
+        ("int4", pack_rounded_int4, int4_matmul),
     )
     for name, shapes in (("layers", LINEARS), ("head", HEAD)):
         for kind, pack, matmul in formats:

@@ -77,6 +77,8 @@ def test_lengths_are_means_and_outputs_begin_with_a_prior() -> None:
     forecast = after([5.0] * 3)
     (found,) = forecast.expected(0)
     assert (found.prompt_tokens, found.output_tokens) == (1000.0, PRIOR_OUTPUT_TOKENS)
+    forecast.observe([traffic(5.0, finished=1)], 35.0)
+    assert forecast.expected(0)[0].output_tokens < PRIOR_OUTPUT_TOKENS + 5
     for index in range(40):
         forecast.observe([traffic(5.0, finished=50)], 10.0 * (index + 4))
     assert forecast.expected(0)[0].output_tokens == pytest.approx(200.0, rel=0.05)

@@ -129,6 +129,16 @@ def test_nothing_is_swapped_before_what_replaces_it_runs(terms: FleetTerms) -> N
     assert loop.running["fp8"] > 0
 
 
+def test_growth_to_other_variants_keeps_what_runs_until_they_do(terms: FleetTerms) -> None:
+    """Two bf16 cannot hold it, a fresh fleet would be fp8 alone."""
+    loop = Loop(terms, {"bf16": 2})
+    for _ in range(60):
+        decision = loop.step({"standard": 150.0})
+        if loop.running["fp8"] == 0:
+            assert decision.replicas["bf16"] >= 2
+    assert (loop.running["bf16"], loop.running["fp8"] > 2) == (0, True)
+
+
 def test_silence_ends_in_no_replica_and_a_request_wakes_one(terms: FleetTerms) -> None:
     loop = Loop(terms)
     loop.steps({"standard": 5.0}, 10)

@@ -70,7 +70,7 @@ def test_what_is_allotted_packs(cores: int, gib: int, counts: list[int]) -> None
     assert len(specs) == sum(counts)
     assert len({spec.replica_id for spec in specs}) == len(specs)
     assert sum(spec.num_threads for spec in specs) <= max(cores, len(specs))
-    held = sum(a.capacity.kv_bytes + a.spec.variant.resident_bytes(SHAPE) for a in placement.allotments)
+    held = sum(a.capacity.kv_bytes + a.spec.variant.resident_bytes(SHAPE, "cpu") for a in placement.allotments)
     assert held <= host.memory_bytes / 2
 
 

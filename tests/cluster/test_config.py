@@ -87,8 +87,14 @@ def test_load_prefers_the_file_here(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         ("engine: {max_contxt: 4096}", "engine.max_contxt: unknown key; did you mean max_context?"),
         ("variants: {int8: {metod: int8}}", "variants.int8.metod: unknown key; did you mean method?"),
         ("engin: {}", "engin: unknown key; did you mean engine?"),
-        ("variants: {g: {method: gptq}}", "variants.g.method: gptq is not supported yet; supported: none, int8, nf4"),
-        ("variants: {g: {method: int7}}", "variants.g.method: 'int7' is not one of 'none', 'int8', 'nf4' or 'fp8'"),
+        (
+            "variants: {g: {method: gptq}}",
+            "variants.g: method gptq reads a checkpoint and none is named; make one with",
+        ),
+        (
+            "variants: {g: {method: int7}}",
+            "variants.g.method: 'int7' is not one of 'none', 'int8', 'nf4', 'fp8', 'gptq' or 'awq'",
+        ),
         ("variants: {'a:b': {}}", "variants.a:b: "),
         ("variants: {}", "variants: "),
         ("http: {port: '80'}", "http.port: '80' is not a whole number; give a port, for example 8000"),
@@ -197,3 +203,74 @@ def test_registering_an_unknown_variant_changes_nothing(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such variant; did you mean nf4"):
         register_quality(file, "nf5", 0.9)
     assert file.read_text() == COMMENTED
+
+
+@pytest.mark.parametrize(
+    "variants",
+    [
+        "variants:\n  bf16: {}\n  nf4:\n    method: nf4  # small\n\n# the end\nhttp: {port: 1}\n",
+        "variants:\n    bf16: {}\n    nf4: {method: nf4}  # small",
+        "variants:\n  bf16:\n    method: none\n  nf4:\n    quality:\n      0.5\n# the end\n",
+        "variants: {bf16: {}, nf4: {method: nf4}}  # small\n",
+    ],
+)
+def test_registering_a_checkpoint_adds_it(tmp_path: Path, variants: str) -> None:
+    file = tmp_path / "fleet.yaml"
+    file.write_text(MODEL + variants)
+    before = FleetConfig.load(file).variants
+    source = tmp_path / "made: by, us" / "#1"
+    source.mkdir(parents=True)
+    (source / "config.json").write_text("{}")
+    section = {"method": "int8", "source": str(source)}
+    for quality in (0.9, 0.8):
+        register_quality(file, "made", quality, section)
+        after = FleetConfig.load(file).variants
+        assert {name: after[name] for name in before} == before
+        made = after["made"]
+        assert (made.method, made.source, made.quality) == ("int8", str(source), quality)
+        kept = [line for line in (MODEL + variants).splitlines() if line.strip() and "variants: {" not in line]
+        assert [line for line in kept if line not in file.read_text().splitlines()] == []
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["fleet.yaml", "made: by, us"]
+
+
+def test_registering_what_the_file_cannot_hold_changes_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "fleet.yaml"
+    file.write_text(COMMENTED)
+    with pytest.raises(UserError, match="method"):
+        register_quality(file, "made", 0.9, {"method": "int7", "source": "/made"})
+    assert file.read_text() == COMMENTED
+
+
+def scaled(text: str) -> FleetConfig:
+    return of(MODEL + f"autoscaling: {text}\n")
+
+
+def test_a_fleet_is_autoscaled_where_a_minimum_is_below_its_maximum() -> None:
+    assert not of(MODEL).is_autoscaled
+    assert scaled("{replicas: {int8: {min: 1, max: 2}}}").is_autoscaled
+    assert scaled("{replicas: {int8: {min: 0}}}").is_autoscaled
+    assert scaled("{enabled: true, replicas: {int8: {max: 2}}}").is_autoscaled
+    assert not scaled("{enabled: false, replicas: {int8: {max: 2}}}").is_autoscaled
+
+
+def test_a_fixed_fleet_is_the_same_at_its_minima() -> None:
+    fleet = scaled("{hold_s: 20, replicas: {int8: {min: 0, max: 2}}}")
+    assert not fleet.fixed().is_autoscaled
+    assert fleet.fixed().autoscaling.hold_s == 20
+    assert fleet.fixed().replicas("int8") == fleet.replicas("int8")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{enabled: true}", "autoscaling.enabled: true, but no variant has a min below its max"),
+        ("{hold_s: 0}", "autoscaling.hold_s: 0 is not > 0; give seconds"),
+        ("{interval_s: 0.1}", "autoscaling.interval_s: 0.1 is not >= 1; give seconds"),
+        ("{cold_start_s: soon}", "autoscaling.cold_start_s: 'soon' is not a number; give seconds"),
+        ("{hysteresis: 1.5}", "autoscaling.hysteresis: 1.5 is not < 1; give a fraction"),
+        ("{log: 5}", "autoscaling.log: 5 is not a text; give auto, null or a path"),
+        ("{hold: 20}", "autoscaling.hold: unknown key; did you mean hold_s?"),
+    ],
+)
+def test_mistakes_in_autoscaling_name_the_key(text: str, words: str) -> None:
+    assert words in refusal(MODEL + f"autoscaling: {text}\n")

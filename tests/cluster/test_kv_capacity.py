@@ -32,7 +32,7 @@ def test_the_figure_is_the_formula(smollm: ModelShape, host: Accelerator) -> Non
     capacity = kv_capacity(smollm, INT8, host, PLAN)
     terms = {term.name.split()[0]: term.bytes for term in capacity.terms}
     assert terms["memory"] == 16 * 2**30 // 6
-    assert terms["weights"] == -INT8.resident_bytes(smollm)
+    assert terms["weights"] == -INT8.resident_bytes(smollm, "cpu")
     assert capacity.tokens == sum(terms.values()) // (16 * 23040) * 16
     assert capacity.capped_by is None
     assert str(capacity.tokens) in capacity.arithmetic()

@@ -300,3 +300,39 @@ def test_a_burst_is_spread_by_counting_ones_own_dispatches(models: dict[str, Cos
         router.dispatched(choice.replica_id, f"r{index}", 40, 50, now_s=0.5)
         picks[choice.replica_id] += 1
     assert max(picks.values()) - min(picks.values()) <= 2
+
+
+def test_the_planners_shares_are_followed_where_the_limits_are_kept(router: SloRouter) -> None:
+    router.follow({"interactive": {"bf16": 1.0}}, until_s=10.0)
+    choice = chosen(router, query(INTERACTIVE))
+    assert choice.variant == "bf16"
+    assert choice.reason.startswith("bf16: planned of 3 meeting ")
+    assert chosen(router, query(STANDARD)).variant == "int8"
+
+
+def test_shares_give_way_to_a_limit_and_to_the_floor(router: SloRouter) -> None:
+    router.follow({"interactive": {"bf16": 1.0}, "standard": {"nf4": 1.0}}, until_s=10.0)
+    router.update(load_of("bf16", decode_sequences=30, kv_tokens_used=6000), now_s=0.0)
+    deviating = chosen(router, query(INTERACTIVE))
+    assert deviating.variant != "bf16"
+    assert "; bf16 misses" in deviating.reason
+    assert chosen(router, query(STANDARD)).variant == "int8"
+
+
+def test_stale_shares_are_ignored(router: SloRouter) -> None:
+    router.follow({"interactive": {"bf16": 1.0}}, until_s=3.0)
+    assert chosen(router, query(INTERACTIVE), now_s=3.0).variant == "bf16"
+    assert chosen(router, query(INTERACTIVE), now_s=3.1).variant == "nf4"
+
+
+def test_a_class_is_split_as_its_shares_say(router: SloRouter) -> None:
+    router.follow({"interactive": {"bf16": 0.75, "nf4": 0.25, "int8": 0.0}}, until_s=10.0)
+    counts = Counter(chosen(router, query(INTERACTIVE)).variant for _ in range(400))
+    assert set(counts) == {"bf16", "nf4"}
+    assert 0.65 < counts["bf16"] / 400 < 0.85
+
+
+def test_a_planned_variant_without_a_replica_is_no_obstacle(router: SloRouter) -> None:
+    router.follow({"interactive": {"bf16": 1.0}}, until_s=10.0)
+    router.remove("bf16-0")
+    assert chosen(router, query(INTERACTIVE)).variant == "nf4"

@@ -33,18 +33,18 @@ SMOLLM_ROWS = 30 * (960 + 576 + 3072 + 576)
 )
 def test_a_tied_head_is_held_once_and_read_every_step(smollm: ModelShape, variant: Variant, linears: int) -> None:
     head = SMOLLM_HEAD * (2 if variant.dtype == "fp32" else 1)
-    assert variant.resident_bytes(smollm) == linears + SMOLLM_NORMS + head
-    assert variant.read_bytes(smollm) == variant.resident_bytes(smollm)
+    assert variant.resident_bytes(smollm, "cpu") == linears + SMOLLM_NORMS + head
+    assert variant.read_bytes(smollm, "cpu") == variant.resident_bytes(smollm, "cpu")
 
 
 def test_an_untied_embedding_is_held_but_not_read(llama_8b: ModelShape) -> None:
-    assert GPTQ.resident_bytes(llama_8b) / 1e9 == pytest.approx(5.81, abs=0.01)
-    assert GPTQ.read_bytes(llama_8b) / 1e9 == pytest.approx(4.76, abs=0.01)
-    assert BF16.read_bytes(llama_8b) / 1e9 == pytest.approx(15.01, abs=0.01)
+    assert GPTQ.resident_bytes(llama_8b, "gpu") / 1e9 == pytest.approx(5.81, abs=0.01)
+    assert GPTQ.read_bytes(llama_8b, "gpu") / 1e9 == pytest.approx(4.76, abs=0.01)
+    assert BF16.read_bytes(llama_8b, "gpu") / 1e9 == pytest.approx(15.01, abs=0.01)
 
 
 def test_an_int8_head_halves_the_head(smollm: ModelShape) -> None:
-    saved = INT8.read_bytes(smollm) - replace(INT8, head="int8").read_bytes(smollm)
+    saved = INT8.read_bytes(smollm, "cpu") - replace(INT8, head="int8").read_bytes(smollm, "cpu")
     assert saved == SMOLLM_HEAD // 2 - 4 * 49152
 
 
@@ -56,7 +56,7 @@ def test_arithmetic_by_method() -> None:
 @settings(deadline=None, max_examples=50)
 @given(rows=st.integers(1, 500), columns=st.integers(1, 500))
 def test_packed_bytes_never_fall_below_the_bits(rows: int, columns: int) -> None:
-    for packed in (*DENSE.values(), *FORMATS.values()):
+    for packed in (*DENSE.values(), *FORMATS["cpu"].values(), *FORMATS["gpu"].values()):
         size = packed.matrix_bytes(rows, columns)
         assert size * 8 >= rows * columns * packed.bits
         assert size >= packed.matrix_bytes(max(1, rows - 1), columns)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,8 +75,19 @@ class Fleet:
 
 @pytest.fixture(scope="session")
 def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
-    folder = tmp_path_factory.mktemp("fleet")
-    (folder / "fleet.yaml").write_text(FLEET_YAML)
+    with served(FLEET_YAML, tmp_path_factory.mktemp("fleet")) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def serve_of() -> Callable[[str, Path], AbstractContextManager[Fleet]]:
+    """For a test with a fleet of its own."""
+    return served
+
+
+@contextmanager
+def served(fleet_yaml: str, folder: Path) -> Iterator[Fleet]:
+    (folder / "fleet.yaml").write_text(fleet_yaml)
     log = folder / "serve.log"
     with log.open("w") as output:
         process = subprocess.Popen(

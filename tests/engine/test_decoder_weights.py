@@ -34,12 +34,12 @@ def test_bytes_are_those_of_the_cost_model(family: str, variant: Variant, tiny_c
     shape = ModelShape.from_hf_config(folder)
     # The cost model counts whole panels of 16 rows, which a table that is only looked up has no need of: 256 for 250.
     unpadded = 0 if shape.tied_embeddings else 6 * shape.hidden * (4 if variant.dtype == "fp32" else 2)
-    assert load(folder, variant).nbytes == variant.resident_bytes(shape) - unpadded
+    assert load(folder, variant).nbytes == variant.resident_bytes(shape, "cpu") - unpadded
 
 
 def test_bytes_of_the_embedded_model(smollm2: Path) -> None:
     variant = Variant(name="bf16")
-    assert load(smollm2, variant).nbytes == variant.resident_bytes(ModelShape.from_hf_config(smollm2))
+    assert load(smollm2, variant).nbytes == variant.resident_bytes(ModelShape.from_hf_config(smollm2), "cpu")
 
 
 def cached_files() -> list[Path]:

@@ -46,7 +46,7 @@ def test_rows_of_a_packed_head_are_its_embedding(method: str) -> None:
 
 
 def test_what_is_not_run_is_refused_by_name() -> None:
-    with pytest.raises(UserError, match="method 'gptq' is not run on a CPU; it runs none, int8, nf4"):
-        pack(WEIGHT, "gptq", "bf16")
+    with pytest.raises(UserError, match="method 'fp8' is not run on a CPU; it runs none, int8, nf4, gptq, awq"):
+        pack(WEIGHT, "fp8", "bf16")
     with pytest.raises(UserError, match="nf4 needs rows of a multiple of 64, this model has 100"):
         pack(WEIGHT[:, :100], "nf4", "bf16")

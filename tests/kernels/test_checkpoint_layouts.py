@@ -19,8 +19,9 @@ def integers(
     return IntegerWeight(
         codes=torch.randint(2**bits, (rows, columns), dtype=torch.uint8, generator=draw),
         scales=torch.rand(rows, groups, generator=draw).half(),
-        # Of eight bits, 256 does not go into a byte.
-        zeros=torch.randint(1, min(2**bits, 255) + 1, (rows, groups), generator=draw).to(torch.uint8),
+        zeros=torch.randint(1, 2**bits + 1, (rows, groups), generator=draw).to(
+            torch.int16 if bits == 8 else torch.uint8
+        ),
         group_of=group_of.int(),
         bits=bits,
     )

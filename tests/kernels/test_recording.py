@@ -10,8 +10,10 @@ from torch import Tensor
 
 from kernels import threads
 from kernels.activation import silu_mul
+from kernels.checkpoint_layouts import IntegerWeight
 from kernels.cpu.recording import Arena, NotRecordableError, Recording
 from kernels.dense_matmul import dense_matmul, pack_dense
+from kernels.int4_matmul import int4_matmul, pack_int4
 from kernels.int8_matmul import int8_matmul, pack_int8, quantize_int8
 from kernels.rms_norm import rms_norm
 
@@ -70,6 +72,28 @@ def test_a_replay_gives_the_bits_of_a_call(rows: int) -> None:
         block.fill(seed)
         recording.replay()
         assert same(block.results(recording.outputs), expected[seed])
+
+
+@pytest.mark.parametrize("group_of", [torch.arange(64) // 16, torch.arange(64) % 4], ids=["in order", "act-order"])
+@pytest.mark.parametrize("rows", [1, 7])
+@pytest.mark.usefixtures("num_threads")
+def test_int4_is_replayed_with_its_gather(rows: int, group_of: Tensor) -> None:
+    codes = torch.randint(0, 16, (64, 64), dtype=torch.uint8)
+    zeros = torch.randint(0, 17, (64, 4), dtype=torch.uint8)
+    scales = 0.02 + 0.02 * torch.rand(64, 4)
+    packed = pack_int4(IntegerWeight(codes=codes, scales=scales, zeros=zeros, group_of=group_of.int(), bits=4))
+    x = torch.randn(rows, 64)
+
+    def compute() -> tuple[Tensor]:
+        return (int4_matmul(int4_matmul(x, packed), packed),)
+
+    compute()  # brings scratch memory to its size
+    recording = Recording(compute, Arena(1 << 20))
+    for _ in range(2):
+        x.normal_()
+        expected = compute()[0].clone()
+        recording.replay()
+        assert torch.equal(recording.outputs[0], expected)
 
 
 def test_recordings_share_an_arena() -> None:

@@ -12,6 +12,8 @@ import httpx
 import openai
 import pytest
 import uvicorn
+from ray.serve._private.common import DeploymentID
+from ray.serve.exceptions import DeploymentUnavailableError
 
 from cluster.accelerators import accelerator_named
 from cluster.config import FleetConfig
@@ -29,6 +31,7 @@ from serve_app.gateway import Gateway
 from serve_app.ingress import Surface
 from serve_app.outbox import Outbox
 from serve_app.prompts import Limits
+from serve_app.replica_gone import ReplicaGone
 from serve_app.wire import Answer, decode_submission, encode
 
 CONTEXT_TOKENS = 512
@@ -47,6 +50,8 @@ class ScriptedReplica:
     dies_after: int | None = None
     """Tokens of a request after which the engine process is gone."""
     dead: bool = False
+    stopping: bool = False
+    """Serve routes nothing to it any more; what it streams goes on."""
     submitted: list[GenerationRequest] = field(default_factory=list)
     aborted: list[str] = field(default_factory=list)
     outboxes: dict[str, Outbox] = field(default_factory=dict)
@@ -131,13 +136,31 @@ class LocalHandle:
         return LocalHandle(self._replicas, method_name)
 
     def remote(self, *args: Any, replica_id: str) -> Any:
-        chosen = next((replica for replica in self._replicas if replica.replica_id == replica_id), None)
-        if chosen is None:
-            raise LookupError(f"replica {replica_id} is not running")
-        return getattr(chosen, self._method)(*args, replica_id)
+        running = {replica.replica_id: replica for replica in self._replicas if not replica.stopping}
+        if replica_id not in running:
+            return _gone(replica_id)
+        answer = getattr(running[replica_id], self._method)(*args, replica_id)
+        return LocalStream(answer) if self._method == "channel" else answer
 
     def broadcast(self, method: str) -> LocalBroadcast:
-        return LocalBroadcast([getattr(replica, method) for replica in self._replicas])
+        return LocalBroadcast([getattr(replica, method) for replica in self._replicas if not replica.stopping])
+
+
+async def _gone(replica_id: str) -> None:
+    raise ReplicaGone(f"replica {replica_id} is not running")
+
+
+class LocalStream:
+    """A DeploymentResponseGenerator's face."""
+
+    def __init__(self, frames: AsyncIterator[bytes]) -> None:
+        self._frames = frames
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self._frames
+
+    def cancel(self) -> None:
+        pass
 
 
 @dataclass
@@ -145,6 +168,8 @@ class LocalBroadcast:
     calls: list[Callable[[], Any]]
 
     async def results_async(self, *, timeout_s: float, return_exceptions: bool) -> list[Any]:
+        if not self.calls:
+            raise DeploymentUnavailableError(DeploymentID(name="variant"))
         return await asyncio.gather(*(call() for call in self.calls), return_exceptions=return_exceptions)
 
 
@@ -167,6 +192,7 @@ def config() -> FleetConfig:
             "slo_classes": {
                 "best": {"min_quality": 1.0, "fallback": "reject"},
                 "any": {"min_quality": 0.0, "fallback": "queue", "deadline_s": 0.5},
+                "patient": {"min_quality": 0.0, "fallback": "queue", "deadline_s": 20},
             },
             "default_class": "any",
             "http": {"max_body_bytes": 20_000},

@@ -204,3 +204,17 @@ async def test_events_are_server_sent_events(running: Any) -> None:
     events = response.text.strip().split("\n\n")
     assert events[-1] == "data: [DONE]"
     assert all(json.loads(event.removeprefix("data: "))["id"] for event in events[:-1])
+
+
+async def test_unbounded_requests_are_expected_as_long_as_answers_were(running: Any, replicas: Any) -> None:
+    async def expected() -> int:
+        state = (await running.http.get("/v1/fleet")).json()
+        return int(state["slo_classes"]["any"]["expected_output_tokens"])
+
+    before = await expected()
+    for _ in range(4):
+        await running.openai.chat.completions.create(model="small", messages=HI, max_tokens=2)
+    assert await expected() == before  # what a bound has cut tells nothing
+    for _ in range(8):
+        await running.openai.chat.completions.create(model="small", messages=HI)
+    assert 5 < await expected() < 0.6 * before

@@ -155,7 +155,7 @@ def write(folder: Path, packed: dict[str, dict[str, Tensor]], quantization: dict
 def load(folder: Path, method: Method, device: str) -> GpuWeights:
     with CheckpointTensors(folder) as tensors:
         shape = ModelShape.from_hf_config(folder)
-        return load_gpu_weights(CheckpointSource(tensors, device), shape, Variant(name=method, method=method))
+        return load_gpu_weights(CheckpointSource(tensors, method, device), shape, Variant(name=method, method=method))
 
 
 def assert_holds(weights: GpuWeights, expected: dict[str, Integers]) -> None:
@@ -205,41 +205,6 @@ def test_act_order_that_differs_between_q_k_and_v_is_refused(tmp_path: Path, dev
         load(folder, "gptq", device)
 
 
-@pytest.mark.parametrize(
-    ("quantization", "said"),
-    [
-        (None, "names no gptq or awq quantization_config"),
-        (GPTQ | {"bits": 3}, "gptq of 3 bits is not supported"),
-        (GPTQ | {"quant_method": "bitsandbytes"}, "names no gptq or awq quantization_config"),
-        (AWQ | {"version": "gemv"}, "awq of version gemv is not supported"),
-    ],
-    ids=["none", "3-bits", "another-method", "awq-gemv"],
-)
-def test_what_cannot_be_unpacked_is_refused(
-    tmp_path: Path, device: str, quantization: dict[str, object] | None, said: str
-) -> None:
-    packed = {name: awq_tensors(matrix) for name, matrix in matrices(range(8, 9)).items()}
-    with pytest.raises(UserError, match=said):
-        load(write(tmp_path, packed, quantization), "gptq", device)
-
-
-def test_an_unquantised_checkpoint_is_refused_by_name(tmp_path: Path, device: str) -> None:
-    """Not by the first tensor that is missing."""
-    with pytest.raises(UserError, match="names no gptq or awq quantization_config"):
-        load(write(tmp_path, {}, None), "gptq", device)
-
-
-def test_a_matrix_of_another_shape_than_config_says_is_refused(tmp_path: Path, device: str) -> None:
-    made = matrices(range(8, 9)) | {
-        "self_attn.q_proj": Integers.random(
-            96, HIDDEN, range(8, 9), torch.arange(HIDDEN) // GROUP, torch.Generator().manual_seed(1)
-        )
-    }
-    packed = {name: gptq_tensors(matrix, stored_below=1) for name, matrix in made.items()}
-    with pytest.raises(UserError, match=r"q_proj unpacks to \[96, 64\], config.json asks for \[64, 64\]"):
-        load(write(tmp_path, packed, GPTQ), "gptq", device)
-
-
 LINEAR_OF: dict[Method, type[GpuLinear]] = {
     "none": DenseLinear,
     "fp8": Fp8Linear,
@@ -254,7 +219,7 @@ def test_made_up_weights_of_every_method_give_finite_logits(tmp_path: Path, devi
     """Of logits that are not finite the sampler draws nothing, and the runner says so."""
     folder = write_checkpoint(tmp_path, hidden_size=64, intermediate_size=64, num_hidden_layers=1)
     variant = Variant(name=method, method=method)
-    (layer,) = load_gpu_weights(DummySource(device), ModelShape.from_hf_config(folder), variant).layers
+    (layer,) = load_gpu_weights(DummySource(device, method), ModelShape.from_hf_config(folder), variant).layers
     assert {type(linear) for linear in (layer.qkv, layer.o, layer.gate_up, layer.down)} == {LINEAR_OF[method]}
     spec = spec_of(folder, device, variant, load_format="dummy", max_sequences=2, kv_capacity_tokens=32)
     runner = GpuRunner(spec)
@@ -266,7 +231,7 @@ def test_made_up_weights_of_every_method_give_finite_logits(tmp_path: Path, devi
 
 def test_every_made_up_matrix_is_its_own(device: str) -> None:
     shape = ModelShape.from_hf_config(CONFIG | {"num_hidden_layers": 2, "_name_or_path": "made-up"})
-    first, again = (load_gpu_weights(DummySource(device), shape, Variant(name="bf16")) for _ in range(2))
+    first, again = (load_gpu_weights(DummySource(device, "none"), shape, Variant(name="bf16")) for _ in range(2))
     one, two = first.layers
     for this, other in ((one.qkv, two.qkv), (one.o, two.o), (one.gate_up, two.gate_up), (one.down, two.down)):
         assert not torch.equal(this.weight, other.weight)

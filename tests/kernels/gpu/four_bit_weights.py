@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from kernels.checkpoint_layouts import IntegerWeight
 from kernels.gpu.int4 import PackedInt4, dequantize_int4_reference, pack_int4
 from kernels.gpu.nf4 import PackedNf4Words, dequantize_nf4_reference, pack_nf4_words
 from kernels.nf4_matmul import quantize_nf4
@@ -10,11 +11,15 @@ from kernels.nf4_matmul import quantize_nf4
 
 def random_int4(n: int, k: int, group: int, device: str, *, zeros: bool, order: bool = False) -> PackedInt4:
     groups = k // group
-    codes = torch.randint(0, 16, (n, k), dtype=torch.uint8, device=device)
-    scales = (torch.rand(n, groups, device=device) * 0.02 + 0.002).to(torch.float16)
-    offsets = torch.randint(0, 17, (n, groups), device=device) if zeros else torch.full((n, groups), 8, device=device)
-    permutation = torch.randperm(k, device=device).to(torch.int32) if order else None
-    return pack_int4(codes, scales, offsets, input_order=permutation)
+    group_of = torch.arange(k, device=device) // group
+    weight = IntegerWeight(
+        codes=torch.randint(0, 16, (n, k), dtype=torch.uint8, device=device),
+        scales=(torch.rand(n, groups, device=device) * 0.02 + 0.002).to(torch.float16),
+        zeros=torch.randint(0 if zeros else 8, 17 if zeros else 9, (n, groups), dtype=torch.uint8, device=device),
+        group_of=(group_of[torch.randperm(k, device=device)] if order else group_of).to(torch.int32),
+        bits=4,
+    )
+    return pack_int4(weight)
 
 
 def random_nf4(n: int, k: int, block: int, device: str) -> PackedNf4Words:

@@ -2,19 +2,12 @@
 
 import pytest
 import torch
-from torch import Tensor
 
+from kernels.checkpoint_layouts import IntegerWeight
 from kernels.gpu.four_bit_gemm import GemmConfig, four_bit_gemm, four_bit_gemm_reference
 from kernels.gpu.four_bit_gemv import GemvConfig, Norm, four_bit_gemv, four_bit_gemv_reference
 from kernels.gpu.four_bit_matmul import four_bit_matmul
-from kernels.gpu.int4 import (
-    awq_codes,
-    dequantize_int4,
-    gptq_codes,
-    pack_checkpoint,
-    pack_int4,
-    unpack_int4,
-)
+from kernels.gpu.int4 import dequantize_int4, dequantize_int4_reference, pack_int4, unpack_int4
 from tests.kernels.gpu.four_bit_weights import activations, dense, poisoned, random_int4
 
 BOUND = 5e-3
@@ -23,16 +16,22 @@ BOUND = 5e-3
 @pytest.mark.parametrize(
     ("n", "k", "group"), [(3, 32, 32), (130, 192, 64), (64, 256, 128), (16, 512, 256), (5, 200, 200)]
 )
+@pytest.mark.parametrize("order", [False, True])
 @pytest.mark.parametrize("zeros", [False, True])
-def test_unpack_returns_what_pack_was_given(n: int, k: int, group: int, zeros: bool, device: str) -> None:
-    codes = torch.randint(0, 16, (n, k), dtype=torch.uint8, device=device)
-    scales = torch.rand(n, k // group, device=device).to(torch.bfloat16)
-    offsets = torch.randint(0, 17, scales.shape, device=device) if zeros else torch.full(scales.shape, 8, device=device)
-    packed = pack_int4(codes, scales, offsets)
+def test_unpack_returns_what_pack_was_given(n: int, k: int, group: int, zeros: bool, order: bool, device: str) -> None:
+    group_of = torch.arange(k, device=device) // group
+    weight = IntegerWeight(
+        codes=torch.randint(0, 16, (n, k), dtype=torch.uint8, device=device),
+        scales=torch.rand(n, k // group, device=device).to(torch.bfloat16),
+        zeros=torch.randint(0 if zeros else 8, 17 if zeros else 9, (n, k // group), device=device).to(torch.uint8),
+        group_of=(group_of[torch.randperm(k, device=device)] if order else group_of).to(torch.int32),
+        bits=4,
+    )
+    packed = pack_int4(weight)
     back = unpack_int4(packed)
-    assert torch.equal(back.codes, codes)
-    assert torch.equal(back.scales, scales)
-    assert torch.equal(back.zeros.long(), offsets)
+    for name in ("codes", "scales", "zeros", "group_of"):
+        assert torch.equal(getattr(back, name), getattr(weight, name)), name
+    torch.testing.assert_close(dequantize_int4_reference(packed).float(), weight.dequantize())
     assert (packed.zeros is not None) == zeros
 
 
@@ -41,72 +40,17 @@ def test_groups_that_no_kernel_takes_are_refused(device: str) -> None:
         random_int4(8, 96, 48, device, zeros=False)
 
 
-def _word_of(nibbles: list[int]) -> int:
-    """Bit by bit, as a signed 32-bit word."""
-    word = 0
-    for i, nibble in enumerate(nibbles):
-        for bit in range(4):
-            if nibble >> bit & 1:
-                word |= 1 << (4 * i + bit)
-    return word - (1 << 32) if word >= 1 << 31 else word
-
-
-def _gptq_tensors(codes: Tensor, zeros: Tensor, v1: bool) -> tuple[Tensor, Tensor]:
-    """qweight [K / 8, N] and qzeros [groups, N / 8] of codes [N, K] and zeros [N, groups], as AutoGPTQ packs them."""
-    (n, k), groups = codes.shape, zeros.shape[1]
-    qweight = [
-        [_word_of([int(codes[col, 8 * row + i]) for i in range(8)]) for col in range(n)] for row in range(k // 8)
-    ]
-    stored = (zeros - int(v1)).tolist()
-    qzeros = [[_word_of([stored[8 * c + i][g] for i in range(8)]) for c in range(n // 8)] for g in range(groups)]
-    return torch.tensor(qweight, dtype=torch.int32), torch.tensor(qzeros, dtype=torch.int32)
-
-
-@pytest.mark.parametrize(("v1", "act_order"), [(True, True), (False, False)])
-def test_a_gptq_checkpoint_keeps_its_weights(v1: bool, act_order: bool, device: str, relative_error) -> None:
-    n, k, group = 24, 128, 32
-    codes, zeros = torch.randint(0, 16, (n, k)), torch.randint(int(v1), 16 + int(v1), (n, k // group))
-    scales = (torch.rand(k // group, n) * 0.1).to(torch.float16)
-    g_idx = torch.arange(k) // group
-    if act_order:
-        g_idx = g_idx[torch.randperm(k)]
-    qweight, qzeros = _gptq_tensors(codes, zeros, v1)
-    expected = torch.empty(n, k, dtype=torch.float64)
-    for row in range(n):
-        for col in range(k):
-            g = int(g_idx[col])
-            expected[row, col] = (int(codes[row, col]) - int(zeros[row, g])) * float(scales[g, row])
-    tensors = (t.to(device) for t in (qweight, qzeros, scales, g_idx.to(torch.int32)))
-    packed = pack_checkpoint(gptq_codes(*tensors, v1=v1))
-    assert (packed.input_order is not None) == act_order
-    assert relative_error(dense(packed), expected) < 1e-12
-    assert relative_error(dequantize_int4(packed), expected) < BOUND
-    for m in (1, 3):
-        x = activations(m, k, device)
-        assert relative_error(four_bit_matmul(x, packed), x.double().cpu() @ expected.T) < BOUND
-
-
-def test_an_awq_checkpoint_keeps_its_weights(device: str) -> None:
-    n, k, group = 24, 64, 32
-    codes, zeros = torch.randint(0, 16, (n, k)), torch.randint(0, 16, (n, k // group))
-    scales = (torch.rand(k // group, n) * 0.1).to(torch.float16)
-    at = [0, 4, 1, 5, 2, 6, 3, 7]  # the nibble that holds column j of eight
-
-    def interleaved(columns: list[int]) -> int:
-        nibbles = [0] * 8
-        for j, value in enumerate(columns):
-            nibbles[at[j]] = value
-        return _word_of(nibbles)
-
-    def words(rows: Tensor) -> Tensor:
-        return torch.tensor(
-            [[interleaved(row[8 * c : 8 * c + 8]) for c in range(n // 8)] for row in rows.T.tolist()], dtype=torch.int32
-        )
-
-    taken = awq_codes(words(codes).to(device), words(zeros).to(device), scales.to(device))
-    assert torch.equal(taken.codes.cpu().long(), codes)
-    assert torch.equal(taken.zeros.cpu().long(), zeros)
-    assert torch.equal(taken.scales.cpu(), scales.T)
+def test_three_bits_and_fp32_scales_are_held_in_four_and_bf16(device: str) -> None:
+    weight = IntegerWeight(
+        codes=torch.randint(0, 8, (8, 64), dtype=torch.uint8, device=device),
+        scales=torch.rand(8, 2, device=device),
+        zeros=torch.full((8, 2), 4, dtype=torch.uint8, device=device),
+        group_of=torch.arange(64, dtype=torch.int32, device=device) // 32,
+        bits=3,
+    )
+    packed = pack_int4(weight)
+    assert packed.scales.dtype == torch.bfloat16
+    torch.testing.assert_close(dequantize_int4_reference(packed).float(), weight.dequantize(), rtol=2**-8, atol=0)
 
 
 @pytest.mark.parametrize(

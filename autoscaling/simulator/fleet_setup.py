@@ -1,0 +1,172 @@
+"""What a simulated fleet is made of: fleet.yaml, hardware and profiles -> FleetDescription; it simulates none."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from autoscaling.fleet_description import FleetDescription, VariantTerms
+from autoscaling.fleet_plan import VariantBounds
+from autoscaling.kv_aware import KvAwareSettings
+from autoscaling.planner import memory_plan, slice_of
+from cluster.accelerators import Accelerator, accelerator_named
+from cluster.config import FleetConfig
+from cluster.errors import UserError, did_you_mean
+from cluster.kv_capacity import kv_capacity
+from cluster.model_config import shape_of
+from cluster.model_shape import ModelShape
+from cluster.prediction import ReplicaLimits
+from cluster.profile import Profile
+from cluster.variants import METHODS, Variant
+
+MOST_REPLICAS = {"gpu": 64, "cpu": 1}
+"""Of a variant whose bounds the file does not give: GPUs to find out how many; the replicas of a CPU host share it."""
+START_S = {"gpu": 20.0, "cpu": 5.0}
+"""Process, imports, warm-up and CUDA graphs, before and after the weights."""
+LOAD_BYTES_PER_S = 1e9
+"""Of weights, from disk to the device."""
+
+
+def described(
+    config: FleetConfig,
+    accelerator: str | None,
+    *,
+    only: Mapping[str, int] | None,
+    profiles: Path | None,
+    cold_start_s: Mapping[str, float],
+) -> FleetDescription:
+    """`only`: these variants, with so many replicas at least allowed; UserError for what cannot be."""
+    hardware = _hardware(config, accelerator)
+    shape = shape_of(config.model.source, config.engine.max_context)
+    variants = _variants(config, hardware, only)
+    for name in cold_start_s:
+        if name not in variants:
+            raise UserError(f"--cold-start: no variant {name!r}; {did_you_mean(name, variants)}")
+    bounds = {name: _bounds(config, name, hardware, only) for name in variants}
+    budget = _budget_replicas(config, bounds)
+    part = slice_of(config, hardware, budget)
+    memory = memory_plan(config, shape, hardware, part)
+    limits = ReplicaLimits(
+        token_budget=memory.token_budget, max_sequences=memory.max_sequences, max_waiting=config.engine.max_waiting
+    )
+    return FleetDescription(
+        model=config.model.name,
+        shape=shape,
+        accelerator=hardware,
+        variants={
+            name: VariantTerms(
+                variant=variant,
+                share=part.compute_share,
+                kv_dtype=memory.kv_dtype,
+                kv_capacity_tokens=kv_capacity(shape, variant, hardware, memory).tokens,
+                block_size=memory.block_size,
+                limits=limits,
+                cold_start_s=cold_start_s.get(name, _cold_start_s(shape, variant, hardware)),
+                bounds=bounds[name],
+                profile=_profile(profiles, name, hardware) if profiles is not None else None,
+            )
+            for name, variant in variants.items()
+        },
+        classes=config.slo_classes,
+        budget_replicas=budget,
+        settings=KvAwareSettings(headroom=config.autoscaling.headroom),
+    )
+
+
+def parse_replicas(text: str, config: FleetConfig) -> dict[str, int]:
+    """`bf16=4,int4=2`; UserError for an unknown variant or a count that is none."""
+    counts: dict[str, int] = {}
+    for part in text.split(","):
+        name, _, value = part.partition("=")
+        if name not in config.variants:
+            raise UserError(f"--replicas: no variant {name!r}; {did_you_mean(name, config.variants)}")
+        if not value.isdigit():
+            raise UserError(f"--replicas: {part!r} is no number of replicas; write {name}=2")
+        counts[name] = int(value)
+    if not sum(counts.values()):
+        raise UserError(f"--replicas: {text!r} starts none; give one variant at least one replica")
+    return counts
+
+
+def parse_seconds(text: str) -> dict[str, float]:
+    """`bf16=40,int4=25`."""
+    seconds: dict[str, float] = {}
+    for part in filter(None, text.split(",")):
+        name, _, value = part.partition("=")
+        try:
+            seconds[name] = float(value)
+        except ValueError:
+            raise UserError(f"--cold-start: {part!r} is no time; write {name}=40 for 40 s") from None
+        if not 0 <= seconds[name] < float("inf"):
+            raise UserError(f"--cold-start: {part!r} is not a time of 0 s or more; write {name}=40")
+    return seconds
+
+
+def _hardware(config: FleetConfig, name: str | None) -> Accelerator:
+    """The file's price is for the file's hardware."""
+    section = config.accelerator
+    if name is None or name == section.name:
+        return accelerator_named(section.name, section.price_per_hour)
+    return accelerator_named(name)
+
+
+def _variants(config: FleetConfig, hardware: Accelerator, only: Mapping[str, int] | None) -> dict[str, Variant]:
+    variants = {name: variant for name, variant in config.variants.items() if only is None or name in only}
+    for name, variant in variants.items():
+        if variant.method not in METHODS[hardware.kind]:
+            raise UserError(
+                f"variants.{name}.method: {variant.method} does not run on {hardware.name};"
+                f" there are {', '.join(METHODS[hardware.kind])}; leave the variant out with --replicas"
+            )
+    return variants
+
+
+def _bounds(config: FleetConfig, name: str, hardware: Accelerator, only: Mapping[str, int] | None) -> VariantBounds:
+    given = config.autoscaling.replicas.get(name)
+    wanted = only[name] if only is not None else 0
+    if given is None:
+        return VariantBounds(min=0, max=max(MOST_REPLICAS[hardware.kind], wanted))
+    if wanted > given.max:
+        raise UserError(
+            f"--replicas: {name}={wanted} is above autoscaling.replicas.{name}.max {given.max}; raise it in the file"
+        )
+    return VariantBounds(min=given.min, max=given.max)
+
+
+def _budget_replicas(config: FleetConfig, bounds: Mapping[str, VariantBounds]) -> int:
+    """GPUs times equal shares of one; without a budget as many as the bounds allow."""
+    most = sum(each.max for each in bounds.values())
+    budget = config.autoscaling.budget
+    if budget.gpus is None:
+        return most
+    each = 1 if budget.replicas_per_gpu == "auto" else budget.replicas_per_gpu
+    least = sum(bound.min for bound in bounds.values())
+    if least > budget.gpus * each:
+        raise UserError(
+            f"autoscaling.budget.gpus: {budget.gpus} GPUs with {each} replicas each are too few for the minima of"
+            f" {', '.join(bounds)}, {least} replicas; raise the budget or lower a min"
+        )
+    return min(most, budget.gpus * each)
+
+
+def _cold_start_s(shape: ModelShape, variant: Variant, hardware: Accelerator) -> float:
+    return START_S[hardware.kind] + variant.resident_bytes(shape, hardware.kind) / LOAD_BYTES_PER_S
+
+
+def _profile(folder: Path, variant: str, hardware: Accelerator) -> Profile:
+    """The newest of this variant on this hardware."""
+    if not folder.is_dir():
+        raise UserError(f"--profiles: {folder} is no folder; give one with profiles (`quantfleet profile -o`)")
+    found: list[Profile] = []
+    for path in sorted(folder.glob("*.json")):
+        try:
+            profile = Profile.from_json(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise UserError(f"--profiles: {path}: {error}") from None
+        if (profile.key.variant, profile.key.accelerator) == (variant, hardware.name):
+            found.append(profile)
+    if not found:
+        raise UserError(
+            f"--profiles: {folder} has no profile of {variant} on {hardware.name}; measure one or leave the variant out"
+        )
+    return max(found, key=lambda profile: profile.measured_at)

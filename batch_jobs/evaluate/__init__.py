@@ -1,0 +1,1 @@
+"""What each variant costs in quality and brings in speed, measured on the real engine."""

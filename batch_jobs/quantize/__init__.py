@@ -1,0 +1,1 @@
+"""Offline quantisation: one unquantised checkpoint in, one in a format that others load out; it serves nothing."""
