@@ -13,6 +13,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import engine
@@ -76,7 +77,13 @@ def _settings() -> dict[str, str]:
         return settings
     # A token that only this process and its children know: other users of this host reach loopback too, and whoever
     # reaches Ray runs code. Without one Ray writes its own into $HOME/.ray, which changes every later `ray start`.
-    settings["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    settings["RAY_AUTH_TOKEN"] = _token()
     if "ray" not in sys.modules:  # once imported it no longer reads the mode, but ray.init sets it to token itself
         settings["RAY_AUTH_MODE"] = "token"
     return settings
+
+
+@cache
+def _token() -> str:
+    """Ray's core reads it once a process: another one for a second job would be refused by its own cluster."""
+    return secrets.token_hex(32)

@@ -7,17 +7,35 @@ nothing is run twice but the first half of the MLP: what the stages before left 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from batch_jobs.quantize.matrices import STAGES
 from batch_jobs.quantize.source_model import SourceModel
 
 BATCH_TOKENS = {"cpu": 4096, "cuda": 16384}
 """Samples that run together: 16384 tokens of an MLP of 14336 are 0.5 GB in bfloat16, and their fp32 copy one more."""
+SMALLEST_MEAN_SQUARE = 1e-6
+"""Beside a stream of zeros nothing may count without limit."""
 ON_DEVICE_BYTES = 5 * 2**30
 """Hidden states up to this stay in the GPU's memory, larger ones wait in the host's."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenInputs:
+    inputs: Tensor
+    """[samples, tokens, K]"""
+    weights: Tensor | None
+    """[samples, tokens, 1]: 1 over the mean square of the residual stream that the outputs are added to; None: all 1.
+
+    Whatever reads the stream next divides by its root mean square, so an error counts by its share of the stream. All
+    tokens alike, as in the GPTQ paper, a window's first one would decide alone where models park large values: 85 % of
+    the input energy of the embedded model's model.layers.28.mlp.down_proj is that of 8 of 2048 tokens, and GPTQ with
+    equal weights (4 bits, groups of 64) makes the perplexity 21.5 by this one block instead of 18.5.
+    """
 
 
 class BlockPass:
@@ -49,10 +67,11 @@ class BlockPass:
         parameter: Tensor = getattr(owner, kind)
         return parameter
 
-    def run(self, stage: int) -> Iterator[Tensor]:
-        """The inputs of a stage's matrices, batch by batch; every stage in its turn, each to its end."""
+    def run(self, stage: int) -> Iterator[TokenInputs]:
+        """What a stage's matrices read, batch by batch; every stage in its turn, each to its end."""
         for at in range(len(self._hidden)):
-            yield self._stage_inputs(stage, at)
+            inputs = self._stage_inputs(stage, at)
+            yield TokenInputs(inputs=inputs, weights=self._weights(at) if STAGES[stage].adds_to_residual else None)
 
     def leave(self) -> None:
         """The block's outputs, once its last stage is done."""
@@ -77,6 +96,10 @@ class BlockPass:
             self._hidden[at] = hidden.to(self._home)
             return self._block.post_attention_layernorm(hidden)
         return self._block.mlp(self._block.post_attention_layernorm(hidden))
+
+    def _weights(self, at: int) -> Tensor:
+        hidden = self._on_device(self._hidden[at]).float()
+        return 1 / (hidden.square().mean(dim=-1, keepdim=True) + SMALLEST_MEAN_SQUARE)
 
     def _on_device(self, tensor: Tensor) -> Tensor:
         return tensor.to(self._source.device)

@@ -54,9 +54,9 @@ class CalibratedWorker:
     def measure(self, stage: int) -> None:
         """Sums up the stage's inputs over this worker's samples."""
         sums: InputSums | None = None
-        for inputs in self._pass.run(stage):
-            sums = sums or InputSums(inputs.shape[-1], inputs.device)
-            sums.add(inputs)
+        for read in self._pass.run(stage):
+            sums = sums or InputSums(read.inputs.shape[-1], read.inputs.device)
+            sums.add(read.inputs, read.weights if self._settings.token_weights == "residual" else None)
         assert sums is not None, "a worker has one sample at least"
         self._statistics = sums.mean()
 

@@ -23,6 +23,11 @@ class MethodName(StrEnum):
     fp8 = "fp8"
 
 
+class TokenWeighting(StrEnum):
+    residual = "residual"
+    equal = "equal"
+
+
 def register(app: typer.Typer) -> None:
     app.command("quantize")(quantize)
 
@@ -57,6 +62,10 @@ def quantize(
     damping: Annotated[float, typer.Option(help="gptq: added to the Hessian's diagonal, as a share of its mean.")] = (
         0.01
     ),
+    token_weights: Annotated[
+        TokenWeighting,
+        typer.Option(help="What a token's error counts: by its share of the residual stream, or equal as in papers."),
+    ] = TokenWeighting.residual,
     keep_salient: Annotated[
         float,
         typer.Option(
@@ -98,6 +107,7 @@ def quantize(
             act_order=act_order,
             static_groups=static_groups,
             damping=damping,
+            token_weights=token_weights.value,
             keep_salient=keep_salient,
             double_quant=double_quant,
         ),

@@ -11,12 +11,12 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InputStatistics:
-    """Of the inputs x of matrices that read the same ones."""
+    """Of the inputs x of matrices that read the same ones, w being what a token counts: 1, or as `block_pass` says."""
 
     hessian: Tensor
-    """[K, K] fp32: the mean of x x^T over tokens; the paper's H = 2 X X^T but for a factor that cancels out"""
+    """[K, K] fp32: the mean of w x x^T over tokens; the paper's H = 2 X X^T but for a factor that cancels out, and w"""
     magnitude: Tensor
-    """[K] fp32: the mean of |x| over tokens"""
+    """[K] fp32: the mean of sqrt(w) |x| over tokens"""
     num_tokens: int
 
 
@@ -28,9 +28,11 @@ class InputSums:
         self._magnitudes = torch.zeros(columns, device=device)
         self._num_tokens = 0
 
-    def add(self, inputs: Tensor) -> None:
-        """[..., K] of any float dtype; sums are fp32."""
+    def add(self, inputs: Tensor, weights: Tensor | None = None) -> None:
+        """[..., K] of any float dtype; weights [..., 1]: what a token's squared error counts; sums are fp32."""
         rows = inputs.flatten(0, -2).float()
+        if weights is not None:
+            rows = rows * weights.flatten(0, -2).float().sqrt()
         self._products.addmm_(rows.T, rows)
         self._magnitudes += rows.abs().sum(dim=0)
         self._num_tokens += rows.shape[0]
@@ -58,5 +60,5 @@ def pooled(shares: Sequence[InputStatistics]) -> InputStatistics:
 
 
 def output_error(difference: Tensor, hessian: Tensor) -> float:
-    """tr(D H D^T): the mean over tokens of ||(Q - W) x||^2, for D = Q - W of [N, K] fp32."""
+    """tr(D H D^T): the mean over tokens of w ||(Q - W) x||^2, for D = Q - W of [N, K] fp32."""
     return float(((difference @ hessian) * difference).sum(dtype=torch.float64))

@@ -13,13 +13,15 @@ class Stage:
 
     matrices: tuple[str, ...]
     previous: str
+    adds_to_residual: bool = False
+    """Its outputs are added to the residual stream as they are."""
 
 
 STAGES = (
     Stage(matrices=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), previous="input_layernorm"),
-    Stage(matrices=("self_attn.o_proj",), previous="self_attn.v_proj"),
+    Stage(matrices=("self_attn.o_proj",), previous="self_attn.v_proj", adds_to_residual=True),
     Stage(matrices=("mlp.gate_proj", "mlp.up_proj"), previous="post_attention_layernorm"),
-    Stage(matrices=("mlp.down_proj",), previous="mlp.up_proj"),
+    Stage(matrices=("mlp.down_proj",), previous="mlp.up_proj", adds_to_residual=True),
 )
 
 

@@ -74,6 +74,8 @@ def _error_table(report: QuantizeReport) -> list[str]:
             for name, found in report.matrices.items()
         ]
         head = ["| matrix | error | of RTN | over the output |", "|---|---|---|---|"]
-        return ["`||(Q - W) x||^2`, mean over calibration tokens.", "", *head, *rows]
+        weighted = report.settings.token_weights == "residual"
+        mean = "weighted by 1 over the residual stream's mean square" if weighted else "all alike"
+        return [f"`||(Q - W) x||^2`, mean over calibration tokens, {mean}.", "", *head, *rows]
     rows = [f"| {name} | {found['weight_error']:.4%} |" for name, found in report.matrices.items()]
     return ["`||Q - W||^2 / ||W||^2`.", "", "| matrix | error |", "|---|---|", *rows]

@@ -15,6 +15,8 @@ from cluster.model_shape import ModelShape
 QuantizeMethod = Literal["gptq", "awq", "rtn", "int8", "nf4", "fp8"]
 GroupSize = int | Literal["row", "largest"]
 """Columns that share a scale; a scale for each row; the largest of GROUP_SIZES that divides the model's rows."""
+TokenWeights = Literal["residual", "equal"]
+"""What an error of a token's outputs counts: by its share of the residual stream (block_pass), or as in the papers."""
 Layout = Literal["gptq", "awq", "bitsandbytes", "compressed-tensors", "dense"]
 
 CALIBRATED: tuple[QuantizeMethod, ...] = ("gptq", "awq")
@@ -37,6 +39,7 @@ class QuantizeSettings:
     act_order: bool = False
     static_groups: bool = False
     damping: float = 0.01
+    token_weights: TokenWeights = "residual"
     keep_salient: float = 0.0
     """AWQ's motivation instead of AWQ: that share of input channels stays 16 bit, the others are rounded."""
     double_quant: bool = True

@@ -21,7 +21,7 @@ NEVER_CLIPPED = ("self_attn.q_proj", "self_attn.k_proj")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MatrixError:
-    """||(Q - W) x||^2, mean over calibration tokens: what GPTQ and AWQ make small."""
+    """||(Q - W) x||^2, weighted mean over calibration tokens: what GPTQ and AWQ make small."""
 
     error: float
     rtn_error: float

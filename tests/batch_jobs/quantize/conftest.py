@@ -75,9 +75,9 @@ def first_block(embedded: Path, text_file: Path) -> dict[str, tuple[Tensor, Inpu
         found = {}
         for at, stage in enumerate(STAGES):
             sums: InputSums | None = None
-            for inputs in block.run(at):
-                sums = sums or InputSums(inputs.shape[-1], inputs.device)
-                sums.add(inputs)
+            for read in block.run(at):
+                sums = sums or InputSums(read.inputs.shape[-1], read.inputs.device)
+                sums.add(read.inputs, read.weights)
             assert sums is not None
             measured = sums.mean()
             for name in stage.matrices:
