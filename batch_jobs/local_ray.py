@@ -17,7 +17,7 @@ from functools import cache
 from pathlib import Path
 
 import engine
-from batch_jobs.ray_driver import environment, keeping_signal_handlers
+from batch_jobs.ray_driver import environment, keeping_signal_handlers, unchanged
 from cluster.cpu_host import usable_cores
 
 OBJECT_STORE_BYTES = 256 * 2**20
@@ -31,7 +31,7 @@ def job_ray() -> Iterator[None]:
         return
     address = os.environ.get("RAY_ADDRESS")
     folder = None if address else tempfile.mkdtemp(prefix="qfjob-")  # short: unix sockets lie in it, 107 bytes at most
-    with environment({} if address else _settings()):
+    with unchanged("RAY_AUTH_MODE"), environment({} if address else _settings()):
         import ray  # reads the settings
 
         try:

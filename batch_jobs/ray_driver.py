@@ -12,8 +12,15 @@ from contextlib import contextmanager
 @contextmanager
 def environment(settings: Mapping[str, str]) -> Iterator[None]:
     """os.environ with the settings inside, as it was outside."""
-    before = {name: os.environ.get(name) for name in settings}
-    os.environ.update(settings)
+    with unchanged(*settings):
+        os.environ.update(settings)
+        yield
+
+
+@contextmanager
+def unchanged(*names: str) -> Iterator[None]:
+    """Whatever becomes of them inside: ray.init sets RAY_AUTH_MODE, and a second job would take it for the user's."""
+    before = {name: os.environ.get(name) for name in names}
     try:
         yield
     finally:

@@ -39,7 +39,8 @@ def _gptq(settings: QuantizeSettings) -> dict[str, Any]:
         "bits": settings.bits,
         "group_size": settings.columns_a_group or -1,
         "sym": settings.symmetric,
-        "desc_act": settings.act_order,
+        # Static groups are neighbouring columns whatever the order was, so loaders need no permutation.
+        "desc_act": settings.act_order and not settings.static_groups,
         "static_groups": settings.static_groups,
         "damp_percent": settings.damping,
         "true_sequential": settings.method == "gptq",

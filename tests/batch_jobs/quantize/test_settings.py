@@ -55,6 +55,9 @@ def test_layouts_and_their_configurations() -> None:
     assert expected.items() | {("desc_act", True), ("lm_head", False)} <= {
         (key, value) for key, value in gptq.items() if not isinstance(value, dict)
     }
+    static = quantization_config(QuantizeSettings(method="gptq", act_order=True, static_groups=True, **asked))
+    assert static is not None
+    assert not static["desc_act"]  # the groups are neighbouring columns
     awq = quantization_config(QuantizeSettings(method="awq", symmetric=False, group_size="row"))
     assert awq is not None
     assert (awq["quant_method"], awq["version"], awq["group_size"], awq["zero_point"]) == ("awq", "gemm", -1, True)
