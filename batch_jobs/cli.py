@@ -20,6 +20,7 @@ class Format(StrEnum):
 
 def register(app: typer.Typer) -> None:
     app.command("generate")(generate)
+    app.command("jobs")(jobs)
     batch_jobs.evaluate.cli.register(app)
     batch_jobs.quantize.cli.register(app)
 
@@ -57,8 +58,16 @@ def generate(
     system: Annotated[str | None, typer.Option(help="System message for chats that bring none.")] = None,
     limit: Annotated[int | None, typer.Option(help="Only the first so many rows.")] = None,
     engines: Annotated[int, typer.Option(help="Engines side by side, each with a GPU or this host's CPU.")] = 1,
+    rows_per_file: Annotated[int, typer.Option(help="Of the results.")] = 1000,
+    new_run: Annotated[
+        bool,
+        typer.Option("--new-run", help="Begin anew: what OUTDIR holds of a former run is moved to OUTDIR.run1, ..."),
+    ] = False,
 ) -> None:
-    """Generate a text for every row of a dataset; a bad row gets an error instead of a text."""
+    """Generate a text for every row of a dataset; a bad row gets an error instead of a text.
+
+    Ended or killed at any moment, the same command goes on where it was: every row comes out once.
+    """
     from rich.console import Console
 
     from batch_jobs.generate import GenerateJob, run_generate
@@ -82,12 +91,32 @@ def generate(
         system=system,
         format=file_format.value,
         num_engines=engines,
+        rows_per_file=rows_per_file,
+        new_run=new_run,
     )
     console = Console()
     with interruptible():
         try:
             report = run_generate(job, console)
         except KeyboardInterrupt:
-            console.print(f"interrupted; the finished files in {output} are whole and stay")
+            console.print(f"interrupted; the same command goes on with {output}")
             raise typer.Exit(INTERRUPTED) from None
     console.print(report_table(report))
+    if not report.is_finished:
+        console.print(f"not finished: the same command goes on with {output}")
+        raise typer.Exit(INTERRUPTED)
+
+
+def jobs(
+    folders: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="[OUTDIR]...", help="Output folders; all that began here, if not given."),
+    ] = None,
+) -> None:
+    """How far the jobs of `generate` are, from their manifests."""
+    from rich.console import Console
+
+    from batch_jobs.job_list import jobs_in, known_jobs
+    from batch_jobs.progress import jobs_table
+
+    Console().print(jobs_table(jobs_in(folders) if folders else known_jobs()))

@@ -6,7 +6,8 @@ It knows no command line and no HTTP; whoever calls `run_generate` may have a Ra
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,24 +15,32 @@ from rich.console import Console
 
 from batch_jobs.batch_tuner import BatchChoice, LengthSample, choose_batch, sample_head
 from batch_jobs.engine_choice import EngineChoice, choose_engine
+from batch_jobs.fingerprint import Fingerprint, code_digest, files_digest
 from batch_jobs.generator import sequence_limit
-from batch_jobs.input_files import InputFile, approximate_rows, find_input_files
+from batch_jobs.input_files import InputFile, approximate_rows, file_end, find_input_files
+from batch_jobs.job_folder import PLACED_SCHEMA, JobFolder, full_disk_told, refuse_foreign, set_aside
+from batch_jobs.job_list import note_job
+from batch_jobs.job_manifest import Counts
 from batch_jobs.local_ray import job_ray
 from batch_jobs.progress import JobBar, Tally, job_bar
 from batch_jobs.prompts import PromptEncoder
 from batch_jobs.reading import Columns, limited
 from batch_jobs.report import GenerateReport
-from batch_jobs.writing import RESULT_SCHEMA, FileFormat, OutputFolder, check_output_folder
+from batch_jobs.stop_sign import StopSign, put_up_by_signals
+from batch_jobs.writing import FileFormat
 from cluster.config import FleetConfig
 from cluster.cpu_host import usable_cores
+from cluster.engine_spec import EngineSpec
 from cluster.errors import UserError
 from cluster.request import SamplingParams
 
 if TYPE_CHECKING:
     from ray.data import Dataset
 
-COMMIT_INTERVAL_S = 30.0
-"""The most work that a kill can cost, beside the rows in flight."""
+    from batch_jobs.pipeline import PipelineSizes
+
+COMMIT_INTERVAL_S = 300.0
+"""The longest that finished rows wait for a file; until then they lie in the journal."""
 MIN_NO_PROGRESS_S = 600.0
 SLICE_TIMES = 20
 """How many times longer than predicted a slice may take: the rows of a few slices share the engine's places."""
@@ -59,6 +68,8 @@ class GenerateJob:
     format: FileFormat = "jsonl"
     rows_per_file: int = 1000
     num_engines: int = 1
+    new_run: bool = False
+    """Sets aside what an earlier run left, whatever it was."""
 
     def __post_init__(self) -> None:
         for name, value, least, most in (
@@ -68,6 +79,7 @@ class GenerateJob:
             ("seed", self.seed, 0, 2**63 - 1),
             ("limit", self.limit, 1, 2**63 - 1),
             ("engines", self.num_engines, 1, 4096),
+            ("rows-per-file", self.rows_per_file, 1, 2**31 - 1),
         ):
             if value is not None and not least <= value <= most:
                 raise UserError(f"--{name} {value}: must lie between {least} and {most}")
@@ -85,36 +97,51 @@ class PreparedJob:
 
     job: GenerateJob
     files: list[InputFile]
-    num_rows: int
     engine: EngineChoice
     encoder: PromptEncoder
+    fingerprint: Fingerprint
+
+    @property
+    def price_per_s(self) -> float:
+        """Of all engines."""
+        return self.job.num_engines * self.engine.cost_model.price_per_s
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """How the job's rows run together, and the sample of them that says so."""
+
+    choice: BatchChoice
     sample: LengthSample
-    batch: BatchChoice
 
 
 def run_generate(job: GenerateJob, console: Console | None = None) -> GenerateReport:
-    """Runs the job to its end. UserError before anything is written where the job cannot run as asked.
+    """Runs the job to its end, or from where it ended before. UserError where it cannot run as asked.
 
-    A bad row is an error in its row. On an interrupt, or if an engine dies, what has come back so far is committed
-    before the exception goes on.
+    A bad row is an error in its row. Once begun, whatever ends the job leaves a folder that the same job goes on with:
+    at a first SIGINT or SIGTERM the rows in flight are finished, and the report says that the job is not.
     """
     started_s = time.monotonic()
     console = console or Console(quiet=True)
+    if job.new_run and (former := set_aside(job.output)):
+        console.print(f"the former run is in {former}", highlight=False)
+    refuse_foreign(job.output)
     prepared = prepare(job)
-    folder = OutputFolder.create(job.output, job.format, job.rows_per_file)
-    console.print(f"batch size {prepared.batch.batch}: {prepared.batch.arithmetic}", highlight=False)
-    tally = Tally()
-    with job_bar(console, prepared.num_rows) as bar, job_ray():
-        from batch_jobs.pipeline import quiet_ray_data  # Ray: only once its authentication is set
-
-        with quiet_ray_data():
-            _write_results(_planned(prepared), folder, tally, bar)
-    return _report(prepared, folder, tally, time.monotonic() - started_s)
+    with full_disk_told(job.output):
+        folder = JobFolder.open(
+            job.output, prepared.fingerprint, job.format, job.rows_per_file, lambda: _rows_of(prepared)
+        )
+        try:
+            note_job(job.output)
+            before = folder.counts
+            batch = None if folder.manifest.is_finished else _run(prepared, folder, console)
+            return _report(prepared, folder, before, batch, time.monotonic() - started_s)
+        finally:
+            folder.close()
 
 
 def prepare(job: GenerateJob) -> PreparedJob:
-    check_output_folder(job.output)
-    files = find_input_files(job.inputs)
+    files = limited(find_input_files(job.inputs), job.columns, job.limit)
     engine = choose_engine(job.config, job.variant)
     encoder = PromptEncoder(
         checkpoint=engine.spec.checkpoint,
@@ -122,61 +149,142 @@ def prepare(job: GenerateJob) -> PreparedJob:
         raw=job.raw,
         system=job.system,
     )
-    files = limited(files, job.columns, job.limit)
-    sample = sample_head(files, job.columns, encoder)
-    num_rows = sample.num_rows if sample.is_whole_input else sum(approximate_rows(file) for file in files)
-    if num_rows == 0:
-        raise UserError(f"{', '.join(job.inputs)}: no rows to read")
-    batch = choose_batch(engine, sample, job.max_tokens, num_rows)
     return PreparedJob(
-        job=job, files=files, num_rows=num_rows, engine=engine, encoder=encoder, sample=sample, batch=batch
+        job=job, files=files, engine=engine, encoder=encoder, fingerprint=_fingerprint(job, files, engine.spec)
     )
 
 
-def _planned(prepared: PreparedJob) -> Dataset:
-    from batch_jobs.pipeline import PipelineSizes, plan
+def _fingerprint(job: GenerateJob, files: list[InputFile], spec: EngineSpec) -> Fingerprint:
+    """How fast and in how many pieces is not in it: that may change from one run to the next."""
+    variant = {name: value for name, value in asdict(spec.variant).items() if name != "quality"}
+    weights = {name: files_digest(Path(folder)) for name, folder in _weight_folders(spec).items()}
+    return Fingerprint(
+        settings={
+            "model": {"name": job.config.model.name, **weights},
+            "variant": variant,
+            "engine": {"max_context": sequence_limit(spec), "kv_dtype": spec.kv_dtype, "device": spec.device},
+            "prompt": {"raw": job.raw, "system": job.system, **asdict(job.columns)},
+            "sampling": asdict(job.sampling),
+            "inputs": {file.name: _state_of(file) for file in files},
+            "format": job.format,
+            "code": code_digest(),
+        }
+    )
 
-    batch = prepared.batch
-    sizes = PipelineSizes(
-        slice_rows=batch.slice_rows,
-        slice_bytes=round(batch.slice_rows * prepared.sample.mean_row_bytes),
+
+def _weight_folders(spec: EngineSpec) -> dict[str, str]:
+    return {"checkpoint": spec.checkpoint} | ({"weights": spec.variant.source} if spec.variant.source else {})
+
+
+def _state_of(file: InputFile) -> str:
+    """Rows are found again by where they stand, so the file must be the same one."""
+    stat = file.path.stat()
+    read = "" if file.end is None else f", read to {file.end}"
+    return f"{stat.st_size} bytes of {datetime.fromtimestamp(stat.st_mtime, UTC).isoformat()}{read}"
+
+
+def _rows_of(prepared: PreparedJob) -> int:
+    num_rows = sum(approximate_rows(file) for file in prepared.files)
+    if num_rows == 0:
+        raise UserError(f"{', '.join(prepared.job.inputs)}: no rows to read")
+    return num_rows
+
+
+def _run(prepared: PreparedJob, folder: JobFolder, console: Console) -> Batch | None:
+    """None where nothing was left to do but to say so."""
+    num_rows = folder.manifest.settings.num_rows
+    if folder.counts.rows:
+        console.print(f"{folder.path}: {folder.counts.rows} rows are done; going on", highlight=False)
+    left = [piece for file in prepared.files for piece in _left_of(file, folder)]
+    batch = None
+    if left:
+        sample = sample_head(prepared.files, prepared.job.columns, prepared.encoder)
+        batch = Batch(choice=choose_batch(prepared.engine, sample, prepared.job.max_tokens, num_rows), sample=sample)
+        console.print(f"batch size {batch.choice.batch}: {batch.choice.arithmetic}", highlight=False)
+        if not _generate(prepared, folder, left, batch, console):
+            return batch
+    folder.finish()
+    return batch
+
+
+def _left_of(file: InputFile, folder: JobFolder) -> list[InputFile]:
+    end = file_end(file) if file.end is None else file.end
+    return [replace(file, begin=gap.begin, first=gap.first, end=gap.end) for gap in folder.done.gaps(file.index, end)]
+
+
+def _generate(prepared: PreparedJob, folder: JobFolder, left: list[InputFile], batch: Batch, console: Console) -> bool:
+    """False where a signal ended it before all rows were done."""
+    spec, job = prepared.engine.spec_for_batch(batch.choice.batch, _longest_tokens(prepared, batch)), prepared.job
+    with job_bar(console, folder.manifest.settings.num_rows, folder.counts, prepared.price_per_s) as bar, job_ray():
+        from batch_jobs.pipeline import plan, quiet_ray_data  # Ray: only once its authentication is set
+
+        sign = StopSign()
+        with quiet_ray_data(), put_up_by_signals(sign) as asked:
+            sizes = _sizes(prepared, left, batch)
+            results = plan(
+                left, job.columns, prepared.encoder, spec, job.sampling, sizes, folder.manifest.settings.digest, sign
+            )
+            _write_results(results, folder, bar)
+            return not asked.is_set()
+
+
+def _longest_tokens(prepared: PreparedJob, batch: Batch) -> int:
+    return batch.sample.max_prompt_tokens + prepared.job.max_tokens
+
+
+def _sizes(prepared: PreparedJob, left: list[InputFile], batch: Batch) -> PipelineSizes:
+    from batch_jobs.pipeline import PipelineSizes
+
+    choice = batch.choice
+    return PipelineSizes(
+        slice_rows=choice.slice_rows,
+        slice_bytes=round(choice.slice_rows * batch.sample.mean_row_bytes),
         num_engines=prepared.job.num_engines,
-        num_readers=min(len(prepared.files), max(1, usable_cores() // 2)),
-        no_progress_s=max(MIN_NO_PROGRESS_S, SLICE_TIMES * prepared.job.max_tokens * batch.step_s),
+        num_readers=min(len(left), max(1, usable_cores() // 2)),
+        no_progress_s=max(MIN_NO_PROGRESS_S, SLICE_TIMES * prepared.job.max_tokens * choice.step_s),
     )
-    longest_tokens = prepared.sample.max_prompt_tokens + prepared.job.max_tokens
-    spec = prepared.engine.spec_for_batch(batch.batch, longest_tokens)
-    return plan(prepared.files, prepared.job.columns, prepared.encoder, spec, prepared.job.sampling, sizes)
 
 
-def _write_results(results: Dataset, folder: OutputFolder, tally: Tally, bar: JobBar) -> None:
-    committed_s: float | None = None
+def _write_results(results: Dataset, folder: JobFolder, bar: JobBar) -> None:
+    tally = Tally()
+    committed_s = time.monotonic()
     try:
         for block in results.iter_batches(batch_size=None, batch_format="pyarrow"):
-            committed_s = committed_s or time.monotonic()
+            before_s = tally.generating_s
             tally.add(block)
-            folder.add(block.select(RESULT_SCHEMA.names))
+            folder.add(block.select(PLACED_SCHEMA.names), tally.generating_s - before_s)
             bar.show(tally)
             if time.monotonic() - committed_s > COMMIT_INTERVAL_S:
                 folder.commit()
                 committed_s = time.monotonic()
-        bar.finish(tally)
     finally:
         folder.commit()
+    bar.finish()
 
 
-def _report(prepared: PreparedJob, folder: OutputFolder, tally: Tally, wall_s: float) -> GenerateReport:
+def _report(
+    prepared: PreparedJob, folder: JobFolder, before: Counts, batch: Batch | None, wall_s: float
+) -> GenerateReport:
+    counts = folder.counts
+    generating_s, tokens = (
+        counts.generating_s - before.generating_s,
+        counts.completion_tokens - before.completion_tokens,
+    )
     return GenerateReport(
         variant=prepared.engine.spec.variant.name,
         output=folder.path,
+        fingerprint=folder.manifest.settings.digest,
         files=tuple(folder.files),
-        rows=tally.rows,
-        errors=tally.errors,
-        prompt_tokens=tally.prompt_tokens,
-        completion_tokens=tally.completion_tokens,
-        generating_s=tally.generating_s,
+        is_finished=folder.manifest.is_finished,
+        rows=counts.rows,
+        rows_before=before.rows,
+        errors=counts.errors,
+        prompt_tokens=counts.prompt_tokens,
+        completion_tokens=counts.completion_tokens,
+        generating_s=generating_s,
         wall_s=wall_s,
-        tokens_per_s=tally.tokens_per_s,
-        batch_size=prepared.batch.batch,
-        batch_size_reason=prepared.batch.arithmetic,
+        tokens_per_s=tokens / generating_s if generating_s > 0 else 0.0,
+        cost=counts.generating_s * prepared.price_per_s,
+        batch_size=batch.choice.batch if batch else None,
+        batch_size_reason=batch.choice.arithmetic if batch else "nothing was left to do",
     )

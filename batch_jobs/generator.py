@@ -1,4 +1,4 @@
-"""The actor of the pipeline: a real engine in its process, and slices of encoded rows in, result rows out."""
+"""The actor of the pipeline: a real engine beside it, and slices of encoded rows in, result rows out."""
 
 from __future__ import annotations
 
@@ -12,13 +12,21 @@ import pyarrow as pa
 
 from batch_jobs.engine_feeder import EngineFeeder, Outcome
 from batch_jobs.prompts import EncodedRow
+from batch_jobs.reading import PLACE, PLACE_TYPE
+from batch_jobs.stop_sign import StopSign
 from batch_jobs.writing import ResultRow, results_table
 from cluster.engine_spec import EngineSpec
 from cluster.request import GenerationRequest, SamplingParams
 from engine.text import StreamDetokenizer, TextCodec
 
 ENCODED_SCHEMA = pa.schema(
-    [("id", pa.string()), ("prompt", pa.string()), ("token_ids", pa.list_(pa.int32())), ("error", pa.string())]
+    [
+        ("id", pa.string()),
+        ("prompt", pa.string()),
+        ("token_ids", pa.list_(pa.int32())),
+        ("error", pa.string()),
+        (PLACE, PLACE_TYPE),
+    ]
 )
 STARTED, FINISHED = "started_s", "finished_s"
 
@@ -26,18 +34,20 @@ STARTED, FINISHED = "started_s", "finished_s"
 class RowGenerator:
     """What Ray Data's actor pool runs; it is called from several threads at once, and all of them share the engine."""
 
-    def __init__(self, spec: EngineSpec, sampling: SamplingParams) -> None:
-        from engine.engine import build_engine  # torch: only where an engine runs
-
+    def __init__(self, spec: EngineSpec, sampling: SamplingParams, fingerprint: str, stop_sign: StopSign) -> None:
         self._spec = spec
         self._sampling = sampling
+        self._fingerprint = fingerprint
+        self._stop_sign = stop_sign
         self._codec = TextCodec(spec.checkpoint)
         self._call_numbers = count()
-        self._feeder = EngineFeeder(lambda: build_engine(spec))
+        self._feeder = EngineFeeder(spec)
 
     def __call__(self, encoded: pa.Table) -> pa.Table:
         started_s = time.time()
-        rows = [EncodedRow(**record) for record in encoded.to_pylist()]
+        if self._stop_sign.is_up():
+            encoded = encoded.slice(0, 0)  # a later run's work
+        rows = [EncodedRow(**record) for record in encoded.drop_columns([PLACE]).to_pylist()]
         good = [row for row in rows if row.error is None]
         call = next(self._call_numbers)
         requests = [self._request(f"{call}-{i}", row) for i, row in enumerate(good)]
@@ -45,7 +55,7 @@ class RowGenerator:
         results = results_table(
             self._failed(row, row.error) if row.error is not None else self._result(row, next(outcomes)) for row in rows
         )
-        return with_times(results, started_s, time.time())
+        return with_times(results.append_column(PLACE, encoded[PLACE]), started_s, time.time())
 
     def _request(self, request_id: str, row: EncodedRow) -> GenerationRequest:
         room = sequence_limit(self._spec) - len(row.token_ids)
@@ -68,6 +78,7 @@ class RowGenerator:
             completion_tokens=len(outcome.token_ids),
             finish_reason=outcome.finish_reason,
             variant=self._spec.variant.name,
+            fingerprint=self._fingerprint,
             error=None,
         )
 
@@ -80,6 +91,7 @@ class RowGenerator:
             completion_tokens=0,
             finish_reason="error",
             variant=self._spec.variant.name,
+            fingerprint=self._fingerprint,
             error=error,
         )
 
@@ -102,6 +114,8 @@ def row_seed(seed: int, row_id: str) -> int:
     return int.from_bytes(digest, "big") >> 1
 
 
-def encoded_table(rows: Iterable[EncodedRow]) -> pa.Table:
-    records = [{name: getattr(row, name) for name in ENCODED_SCHEMA.names} for row in rows]
-    return pa.Table.from_pylist(records, schema=ENCODED_SCHEMA)
+def encoded_table(rows: Iterable[EncodedRow], places: pa.ChunkedArray) -> pa.Table:
+    """ENCODED_SCHEMA; `places` as in the rows' table before."""
+    fields = [schema_field for schema_field in ENCODED_SCHEMA if schema_field.name != PLACE]
+    records = [{each.name: getattr(row, each.name) for each in fields} for row in rows]
+    return pa.Table.from_pylist(records, schema=pa.schema(fields)).append_column(PLACE, places)

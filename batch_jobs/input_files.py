@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -29,12 +29,19 @@ KINDS: dict[str, FileKind] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InputFile:
-    """A file of the job; `name` is what ids made from a row's position begin with."""
+    """A file of the job, or what of it is to be read; `name` is what ids made from a row's position begin with."""
 
     path: Path
     name: str
     kind: FileKind
-    max_rows: int | None = None
+    index: int = 0
+    """Among the job's files."""
+    begin: int = 0
+    """Where to begin: a byte where records are lines, a row in Parquet, as in row_places.Place."""
+    first: int = 1
+    """The number of the record there."""
+    end: int | None = None
+    """Where to end; None: at the file's own end."""
 
     @property
     def delimiter(self) -> str:
@@ -50,7 +57,7 @@ def find_input_files(inputs: Iterable[str]) -> list[InputFile]:
     files = list(found.values())
     for file in files:
         _check_readable(file)
-    return _with_distinct_names(files)
+    return [replace(file, index=index) for index, file in enumerate(_with_distinct_names(files))]
 
 
 def _expand(text: str) -> Iterator[tuple[Path, str]]:
@@ -104,25 +111,25 @@ def _with_distinct_names(files: list[InputFile]) -> list[InputFile]:
     counts: dict[str, int] = {}
     for file in files:
         counts[file.name] = counts.get(file.name, 0) + 1
-    return [
-        file if counts[file.name] == 1 else InputFile(path=file.path, name=file.path.as_posix(), kind=file.kind)
-        for file in files
-    ]
+    return [file if counts[file.name] == 1 else replace(file, name=file.path.as_posix()) for file in files]
 
 
 def approximate_rows(file: InputFile) -> int:
     """Rows as the file's size tells them: exact for Parquet; lines, blank ones included, for the others."""
     if file.kind == "parquet":
-        rows = int(pq.read_metadata(file.path).num_rows)
-    else:
-        rows = _count_lines(file.path) - (1 if file.kind == "csv" else 0)
-    return rows if file.max_rows is None else min(rows, file.max_rows)
+        return file_end(file) if file.end is None else file.end
+    return _count_lines(file) - (1 if file.kind == "csv" else 0)
 
 
-def _count_lines(path: Path) -> int:
-    lines, last = 0, b"\n"
-    with path.open("rb") as stream:
-        while chunk := stream.read(2**20):
+def file_end(file: InputFile) -> int:
+    """Where the whole file ends, in the units of `begin`."""
+    return int(pq.read_metadata(file.path).num_rows) if file.kind == "parquet" else file.path.stat().st_size
+
+
+def _count_lines(file: InputFile) -> int:
+    lines, last, left = 0, b"\n", file_end(file) if file.end is None else file.end
+    with file.path.open("rb") as stream:
+        while chunk := stream.read(min(left, 2**20)):
             lines += chunk.count(b"\n")
-            last = chunk[-1:]
+            last, left = chunk[-1:], left - len(chunk)
     return lines + (last != b"\n")

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
+from itertools import islice, takewhile
 from typing import Any, TypeVar
 
 import pyarrow as pa
@@ -19,7 +19,8 @@ from ray.data.block import BlockMetadata
 from batch_jobs.generator import RowGenerator, encoded_table
 from batch_jobs.input_files import InputFile
 from batch_jobs.prompts import PromptEncoder
-from batch_jobs.reading import INPUT_SCHEMA, Columns, InputRow, input_table, read_rows
+from batch_jobs.reading import INPUT_SCHEMA, PLACE, Columns, InputRow, input_table, placed_rows
+from batch_jobs.stop_sign import StopSign
 from cluster.engine_spec import EngineSpec
 from cluster.request import SamplingParams
 
@@ -40,7 +41,7 @@ class PipelineSizes:
     num_engines: int
     num_readers: int
     no_progress_s: float
-    """Without a finished slice for so long the job ends; an engine that dies idle is noticed by nothing else."""
+    """Without a finished slice for so long the job ends."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,17 +51,19 @@ class Tokenize:
     encoder: PromptEncoder
 
     def __call__(self, rows: pa.Table) -> pa.Table:
-        return encoded_table(self.encoder.encode_all(InputRow(**record) for record in rows.to_pylist()))
+        records = rows.drop_columns([PLACE]).to_pylist()
+        return encoded_table(self.encoder.encode_all(InputRow(**record) for record in records), rows[PLACE])
 
 
 class RowSource(Datasource):  # type: ignore[misc]
-    """One read task a file, so that a row's number in its file is known without reading the others."""
+    """One read task a stretch of a file, so that a row's number is known without reading what is before it."""
 
-    def __init__(self, files: list[InputFile], columns: Columns, slice_rows: int) -> None:
+    def __init__(self, files: list[InputFile], columns: Columns, slice_rows: int, stop_sign: StopSign) -> None:
         super().__init__()
         self._files = files
         self._columns = columns
         self._slice_rows = slice_rows
+        self._stop_sign = stop_sign
 
     def get_name(self) -> str:
         return "Rows"
@@ -70,14 +73,11 @@ class RowSource(Datasource):  # type: ignore[misc]
 
     def get_read_tasks(self, parallelism: int, **_: Any) -> list[ReadTask]:
         unknown = BlockMetadata(num_rows=None, size_bytes=None, input_files=None, exec_stats=None)
-        return [
-            ReadTask(partial(_read_tables, file, self._columns, self._slice_rows), unknown, schema=INPUT_SCHEMA)
-            for file in self._files
-        ]
+        return [ReadTask(partial(self._tables, file), unknown, schema=INPUT_SCHEMA) for file in self._files]
 
-
-def _read_tables(file: InputFile, columns: Columns, slice_rows: int) -> Iterator[pa.Table]:
-    return (input_table(rows) for rows in _sliced(read_rows(file, columns), slice_rows))
+    def _tables(self, file: InputFile) -> Iterator[pa.Table]:
+        tables = (input_table(rows) for rows in _sliced(placed_rows(file, self._columns), self._slice_rows))
+        return takewhile(lambda _: not self._stop_sign.is_up(), tables)
 
 
 def _sliced(items: Iterable[T], size: int) -> Iterator[list[T]]:
@@ -93,6 +93,8 @@ def plan(
     spec: EngineSpec,
     sampling: SamplingParams,
     sizes: PipelineSizes,
+    fingerprint: str,
+    stop_sign: StopSign,
 ) -> Dataset:
     """The rows of the files as a dataset of result rows; nothing runs until it is iterated.
 
@@ -110,20 +112,27 @@ def plan(
         # max_restarts has no named parameter yet; Ray is pinned, and 2.64 is where the unnamed ones go.
         warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
         rows = ray.data.read_datasource(
-            RowSource(files, columns, sizes.slice_rows), compute=readers, num_cpus=0, override_num_blocks=len(files)
+            RowSource(files, columns, sizes.slice_rows, stop_sign),
+            compute=readers,
+            num_cpus=0,
+            override_num_blocks=len(files),
         )
         encoded = rows.map_batches(
             Tokenize(encoder=encoder), batch_size=sizes.slice_rows, batch_format="pyarrow", compute=readers, num_cpus=0
         )
         return encoded.map_batches(
             RowGenerator,
-            fn_constructor_kwargs={"spec": spec, "sampling": sampling},
+            fn_constructor_kwargs={
+                "spec": spec,
+                "sampling": sampling,
+                "fingerprint": fingerprint,
+                "stop_sign": stop_sign,
+            },
             batch_size=sizes.slice_rows,
             batch_format="pyarrow",
             compute=engines,
             num_cpus=0,
             num_gpus=spec.num_gpus or None,
-            max_restarts=0,
             runtime_env={"env_vars": {"OMP_NUM_THREADS": str(spec.num_threads)}},
         )
 

@@ -1,5 +1,7 @@
 """Input rows from JSONL, CSV, Parquet and text files, one at a time in bounded memory; it knows no tokens and no Ray.
 
+Each comes with its place, and a file is read from any row's place on: so a resumed job does not reread what is done.
+
 pyarrow's JSON reader (and with it Ray Data's) ends at the first malformed line and at a column that changes its type.
 Here such a row becomes a row with an error, and the next one is read.
 """
@@ -17,10 +19,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from batch_jobs.input_files import FileKind, InputFile
+from batch_jobs.row_places import Place
 
 MAX_LINE_BYTES = 16 * 2**20
 """A longer line is an error of its row: without a bound a file with no line ends would be read into memory whole."""
 PARQUET_ROWS = 256
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 MESSAGES_COLUMN = "messages"
 DEFAULT_ID_COLUMN = "id"
 
@@ -43,8 +47,17 @@ class InputRow:
     error: str | None = None
 
 
+PLACE = "place"
+"""The column that goes with a row from its file to the manifest."""
+PLACE_TYPE = pa.struct([("file", pa.int32()), *((name, pa.int64()) for name in ("begin", "end", "first", "number"))])
 INPUT_SCHEMA = pa.schema(
-    [("id", pa.string()), ("prompt", pa.string()), ("is_chat", pa.bool_()), ("error", pa.string())]
+    [
+        ("id", pa.string()),
+        ("prompt", pa.string()),
+        ("is_chat", pa.bool_()),
+        ("error", pa.string()),
+        (PLACE, PLACE_TYPE),
+    ]
 )
 
 
@@ -58,29 +71,58 @@ class BadRecord:
 Record = dict[str, Any] | BadRecord
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """A record, its number and where it ends."""
+
+    record: Record
+    number: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlacedRow:
+    place: Place
+    row: InputRow
+
+
 def read_rows(file: InputFile, columns: Columns) -> Iterator[InputRow]:
-    """The file's rows in order, `file.max_rows` of them at most."""
+    """The file's rows in order."""
+    return (placed.row for placed in placed_rows(file, columns))
+
+
+def placed_rows(file: InputFile, columns: Columns) -> Iterator[PlacedRow]:
     if file.kind == "text":
         columns = Columns()  # a line is a prompt and nothing else
-    records = RECORD_READERS[file.kind](file)
-    return islice((_input_row(file, number, record, columns) for number, record in records), file.max_rows)
+    begin, first = file.begin, file.first
+    for found in RECORD_READERS[file.kind](file):
+        place = Place(file=file.index, begin=begin, end=found.end, first=first, number=found.number)
+        yield PlacedRow(place=place, row=_input_row(file, found.number, found.record, columns))
+        begin, first = found.end, found.number + 1
 
 
 def limited(files: Iterable[InputFile], columns: Columns, max_rows: int | None) -> list[InputFile]:
-    """The files that the first `max_rows` rows lie in, each with its share of them as a limit."""
+    """The files that the first `max_rows` rows lie in, the last of them to the last of those rows."""
     if max_rows is None:
         return list(files)
     kept: list[InputFile] = []
     for file in files:
         if max_rows <= 0:
             break
-        kept.append(replace(file, max_rows=max_rows))
-        max_rows -= sum(1 for _ in read_rows(kept[-1], columns))
+        end = file.begin
+        for placed in islice(placed_rows(file, columns), max_rows):
+            end, max_rows = placed.place.end, max_rows - 1
+        kept.append(file if max_rows else replace(file, end=end))
     return kept
 
 
-def input_table(rows: Iterable[InputRow]) -> pa.Table:
-    return pa.Table.from_pylist([asdict(row) for row in rows], schema=INPUT_SCHEMA)
+def input_table(rows: Iterable[PlacedRow]) -> pa.Table:
+    """INPUT_SCHEMA"""
+    return pa.Table.from_pylist([asdict(placed.row) | {PLACE: asdict(placed.place)} for placed in rows], INPUT_SCHEMA)
+
+
+def places_of(table: pa.Table) -> list[Place]:
+    return [Place(**place) for place in table[PLACE].to_pylist()]
 
 
 def _input_row(file: InputFile, number: int, record: Record, columns: Columns) -> InputRow:
@@ -166,13 +208,13 @@ def _columns_of(record: dict[str, Any]) -> str:
     return f"the row has: {names.encode('utf-8', 'replace').decode()}" if names else "the row has no columns"
 
 
-def _jsonl_records(file: InputFile) -> Iterator[tuple[int, Record]]:
+def _jsonl_records(file: InputFile) -> Iterator[Found]:
     with file.path.open("rb") as stream:
-        for number, line in _lines(stream):
-            if isinstance(line, BadRecord):
-                yield number, line
-            elif line.strip():
-                yield number, _json_record(line)
+        for line in _lines(stream, file):
+            if isinstance(line.record, BadRecord):
+                yield Found(record=line.record, number=line.number, end=line.end)
+            elif line.record.strip():
+                yield Found(record=_json_record(line.record), number=line.number, end=line.end)
 
 
 def _json_record(line: bytes) -> Record:
@@ -187,20 +229,24 @@ def _json_record(line: bytes) -> Record:
     return value if isinstance(value, dict) else BadRecord(error=f"the line is {_kind(value)}; a row is an object")
 
 
-def _text_records(file: InputFile) -> Iterator[tuple[int, Record]]:
+def _text_records(file: InputFile) -> Iterator[Found]:
     with file.path.open("rb") as stream:
-        for number, line in _lines(stream):
-            if isinstance(line, BadRecord):
-                yield number, line
-            elif line.strip():
-                yield number, {"prompt": line.rstrip(b"\r\n").decode("utf-8", "surrogateescape")}
+        for line in _lines(stream, file):
+            if isinstance(line.record, BadRecord):
+                yield Found(record=line.record, number=line.number, end=line.end)
+            elif line.record.strip():
+                prompt = line.record.rstrip(b"\r\n").decode("utf-8", "surrogateescape")
+                yield Found(record={"prompt": prompt}, number=line.number, end=line.end)
 
 
-def _csv_records(file: InputFile) -> Iterator[tuple[int, Record]]:
+def _csv_records(file: InputFile) -> Iterator[Found]:
     with file.path.open("rb") as stream:
-        reader = csv.reader(_csv_lines(stream), delimiter=file.delimiter)
+        # csv takes a line at a time and none beyond its record, so the stream stands at the record's end.
+        reader = csv.reader(_csv_lines(stream, replace(file, begin=0)), delimiter=file.delimiter)
         header = next(reader, [])
-        number = 0
+        if file.begin:
+            reader = csv.reader(_csv_lines(stream, file), delimiter=file.delimiter)
+        number = file.first - 1
         while True:
             number += 1
             try:
@@ -208,17 +254,18 @@ def _csv_records(file: InputFile) -> Iterator[tuple[int, Record]]:
             except StopIteration:
                 return
             except csv.Error as error:
-                yield number, BadRecord(error=f"malformed CSV: {error}")
+                yield Found(record=BadRecord(error=f"malformed CSV: {error}"), number=number, end=stream.tell())
                 continue
             if fields:
-                yield number, _csv_record(header, fields)
+                yield Found(record=_csv_record(header, fields), number=number, end=stream.tell())
 
 
-def _csv_lines(stream: BinaryIO) -> Iterator[str]:
+def _csv_lines(stream: BinaryIO, file: InputFile) -> Iterator[str]:
     # A field past csv's own limit (131072 characters) is an error of its record; a line past ours is made one.
     too_long = b"-" * (csv.field_size_limit() + 1)
-    for _, line in _lines(stream):
-        yield (too_long if isinstance(line, BadRecord) else line).decode("utf-8", "surrogateescape")
+    for line in _lines(stream, file):
+        content = too_long if isinstance(line.record, BadRecord) else line.record
+        yield content.decode("utf-8", "surrogateescape")
 
 
 def _csv_record(header: list[str], fields: list[str]) -> Record:
@@ -227,38 +274,59 @@ def _csv_record(header: list[str], fields: list[str]) -> Record:
     return {name: field or None for name, field in zip(header, fields, strict=True)}
 
 
-def _parquet_records(file: InputFile) -> Iterator[tuple[int, Record]]:
-    number = 0
+def _parquet_records(file: InputFile) -> Iterator[Found]:
+    row, end = file.begin, file.end
     try:
         with pq.ParquetFile(file.path) as parquet:
-            for batch in parquet.iter_batches(batch_size=PARQUET_ROWS):
-                for record in batch.to_pylist():
-                    number += 1
-                    yield number, record
+            end = parquet.metadata.num_rows if end is None else end
+            for record in _parquet_rows(parquet, row):
+                if row >= end:
+                    return
+                row += 1
+                yield Found(record=record, number=row, end=row)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        yield number + 1, BadRecord(error=f"the file is damaged from here on: {reason}")
+        record = BadRecord(error=f"the file is damaged from here on: {reason}")
+        yield Found(record=record, number=row + 1, end=max(row + 1, end or 0))
 
 
-def _lines(stream: BinaryIO) -> Iterator[tuple[int, bytes | BadRecord]]:
-    """Lines with their numbers, without a byte order mark; an over-long one is skipped in pieces."""
-    number = 0
-    while line := stream.readline(MAX_LINE_BYTES):
-        number += 1
-        if number == 1:
-            line = line.removeprefix(b"\xef\xbb\xbf")
+def _parquet_rows(parquet: pq.ParquetFile, begin: int) -> Iterator[dict[str, Any]]:
+    """From row `begin` on; groups of rows before it are not read."""
+    groups, before = list(range(parquet.metadata.num_row_groups)), 0
+    while groups and before + (size := parquet.metadata.row_group(groups[0]).num_rows) <= begin:
+        before += size
+        groups.pop(0)
+    batches = parquet.iter_batches(batch_size=PARQUET_ROWS, row_groups=groups) if groups else iter(())
+    rows = (record for batch in batches for record in batch.to_pylist())
+    return islice(rows, begin - before, None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Line:
+    record: bytes | BadRecord
+    number: int
+    end: int
+
+
+def _lines(stream: BinaryIO, file: InputFile) -> Iterator[Line]:
+    """From the file's begin to its end, without a byte order mark; an over-long one is skipped in pieces."""
+    stream.seek(file.begin)
+    number, end = file.first, file.begin
+    while (file.end is None or end < file.end) and (line := stream.readline(MAX_LINE_BYTES)):
+        record: bytes | BadRecord = line.removeprefix(BYTE_ORDER_MARK) if end == 0 else line
         if len(line) >= MAX_LINE_BYTES and not line.endswith(b"\n"):
             while (rest := stream.readline(MAX_LINE_BYTES)) and not rest.endswith(b"\n"):
                 pass
-            yield number, BadRecord(error=f"the line is longer than {MAX_LINE_BYTES} bytes")
-        else:
-            yield number, line
+            record = BadRecord(error=f"the line is longer than {MAX_LINE_BYTES} bytes")
+        end = stream.tell()
+        yield Line(record=record, number=number, end=end)
+        number += 1
 
 
-RECORD_READERS: dict[FileKind, Callable[[InputFile], Iterator[tuple[int, Record]]]] = {
+RECORD_READERS: dict[FileKind, Callable[[InputFile], Iterator[Found]]] = {
     "jsonl": _jsonl_records,
     "csv": _csv_records,
     "parquet": _parquet_records,
     "text": _text_records,
 }
-"""Each yields records with their numbers from 1 on: a line's number for lines, a record's for CSV and Parquet."""
+"""Numbers count from 1: lines where a line is a record, records in CSV and Parquet."""

@@ -1,17 +1,24 @@
-"""Many callers, one real engine: nobody's rows are lost, mixed up or changed by their neighbours."""
+"""Many callers, one real engine: no row is lost, mixed up or changed by its neighbours, nor by the engine's death."""
 
+import os
+import re
+import signal
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 
+from batch_jobs import engine_feeder
 from batch_jobs.engine_choice import choose_engine
 from batch_jobs.engine_feeder import EngineFeeder
 from cluster.config import FleetConfig
 from cluster.engine_spec import EngineSpec
-from cluster.request import Engine, GenerationRequest, SamplingParams, TokenDelta
-from engine.engine import build_engine
+from cluster.request import GenerationRequest, SamplingParams, Verdict
+from engine.process import EngineDied, EngineProcess
 
 GREEDY = SamplingParams(max_tokens=6, temperature=0.0, ignore_eos=True)
 
@@ -24,8 +31,10 @@ def spec(checkpoint: Path) -> EngineSpec:
 
 
 @pytest.fixture(scope="module")
-def feeder(spec: EngineSpec) -> EngineFeeder:
-    return EngineFeeder(lambda: build_engine(spec))
+def feeder(spec: EngineSpec) -> Iterator[EngineFeeder]:
+    feeder = EngineFeeder(spec)
+    yield feeder
+    feeder.close()
 
 
 def requests(name: str, count: int, sampling: SamplingParams = GREEDY) -> list[GenerationRequest]:
@@ -53,37 +62,70 @@ def test_a_request_that_can_never_run_is_its_own_error(feeder: EngineFeeder) -> 
     assert feeder.generate([]) == []
 
 
-class FailingEngine:
-    """A real engine whose fifth step fails."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-        self._num_steps = 0
-
-    def __getattr__(self, name: str) -> object:
-        return getattr(self._engine, name)
-
-    def step(self) -> list[TokenDelta]:
-        self._num_steps += 1
-        if self._num_steps == 5:
-            raise MemoryError("out of memory")
-        return self._engine.step()
+def engines() -> list[psutil.Process]:
+    return [child for child in psutil.Process().children() if "engine.process_main" in child.cmdline()]
 
 
-def test_an_engine_that_fails_fails_every_caller(spec: EngineSpec) -> None:
-    feeder = EngineFeeder(lambda: FailingEngine(build_engine(spec)))  # type: ignore[arg-type, return-value]
-    with ThreadPoolExecutor(3) as pool:
-        calls = [pool.submit(feeder.generate, requests(f"call{i}", 3)) for i in range(3)]
+def test_rows_of_a_killed_engine_come_back_as_if_it_had_lived(feeder: EngineFeeder) -> None:
+    sampling = replace(GREEDY, max_tokens=40)
+    expected = [outcome.token_ids for outcome in feeder.generate(requests("alone", 5, sampling))]
+    with ThreadPoolExecutor(2) as pool:
+        calls = [pool.submit(feeder.generate, requests(f"call{i}", 5, sampling)) for i in range(2)]
+        for _ in range(2):
+            (engine,) = engines()
+            wait_for_work(engine)
+            engine.kill()
+            engine.wait(10)
+            wait_for(lambda: bool(engines()))
     for call in calls:
-        with pytest.raises(MemoryError, match="out of memory"):
-            call.result()
-    with pytest.raises(MemoryError):
-        feeder.generate(requests("later", 1))
+        assert [outcome.token_ids for outcome in call.result()] == expected
 
 
-def test_an_engine_that_cannot_be_built_says_why() -> None:
-    def build() -> Engine:
-        raise OSError("no such weights")
+class Poisoned(EngineProcess):
+    """A real engine that is killed once it has taken a certain row."""
 
-    with pytest.raises(OSError, match="no such weights"):
-        EngineFeeder(build)
+    async def submit(self, request: GenerationRequest) -> Verdict:
+        verdict = await super().submit(request)
+        if request.request_id == "poison-0":
+            os.kill(self.pid, signal.SIGKILL)
+        return verdict
+
+
+def test_a_row_that_kills_its_engine_is_the_only_error(spec: EngineSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_feeder, "EngineProcess", Poisoned)
+    monkeypatch.setattr(engine_feeder, "RESTART_DELAY_S", 0.0)
+    monkeypatch.setattr(engine_feeder, "MAX_ATTEMPTS", 2)
+    feeder = EngineFeeder(spec)
+    rows = requests("good", 5)
+    rows.insert(2, requests("poison", 1)[0])
+    outcomes = feeder.generate(rows)
+    feeder.close()
+    assert [outcome.error is None for outcome in outcomes] == [True, True, False, True, True, True]
+    assert re.fullmatch(r"its engine ended 2 times with it \(.* ended with signal SIGKILL\)", outcomes[2].error or "")
+
+
+def test_an_engine_that_cannot_start_says_why(spec: EngineSpec) -> None:
+    with pytest.raises(EngineDied, match="no_such_folder"):
+        EngineFeeder(replace(spec, checkpoint="/no_such_folder"))
+
+
+def test_a_closed_one_leaves_no_process(spec: EngineSpec) -> None:
+    before = engines()
+    feeder = EngineFeeder(spec)
+    (engine,) = [process for process in engines() if process not in before]
+    feeder.close()
+    assert not engine.is_running()
+    with pytest.raises(EngineDied, match="closed"):
+        feeder.generate(requests("late", 1))
+
+
+def wait_for_work(engine: psutil.Process) -> None:
+    """It computes at full speed for a while."""
+    wait_for(lambda: engine.cpu_percent(0.2) > 50)
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline_s = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline_s, "it did not happen in time"
+        time.sleep(0.02)

@@ -1,14 +1,14 @@
 """A job end to end: real files, real Ray, the real model; and what a killed or interrupted job leaves."""
 
 import json
-import os
+import random
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -62,7 +62,7 @@ def job(tmp_path: Path) -> GenerateJob:
 def test_every_row_comes_out_once_in_the_ray_that_is_there(ray_running: None, job: GenerateJob) -> None:
     report = run_generate(job)
     assert (report.rows, report.errors, report.variant) == (20, len(BAD), "int8")
-    assert sorted(job.output.iterdir()) == list(report.files)
+    assert sorted(job.output.glob("*.*")) == list(report.files)
     assert [pq.read_metadata(file).num_rows for file in report.files] == [8, 8, 4]
     assert pq.read_schema(report.files[0]).equals(RESULT_SCHEMA)
     rows = {row["id"]: row for file in report.files for row in pq.read_table(file).to_pylist()}
@@ -79,8 +79,13 @@ def test_every_row_comes_out_once_in_the_ray_that_is_there(ray_running: None, jo
     assert json.loads(rows["chat"]["prompt"]) == CHAT
     assert report.completion_tokens == sum(row["completion_tokens"] for row in good)
     assert "tokens/s" in report.batch_size_reason
-    with pytest.raises(UserError, match="holds results already"):
-        run_generate(job)
+    assert {row["fingerprint"] for row in rows.values()} == {report.fingerprint}
+    again = run_generate(job)
+    assert (again.is_finished, again.rows, again.rows_before, again.files) == (True, 20, 20, report.files)
+    with pytest.raises(
+        UserError, match=r"sampling.max_tokens was 6 and is 7; set it back, give another -o, or --new-run"
+    ):
+        run_generate(replace(job, max_tokens=7))
 
 
 def test_seeded_texts_do_not_depend_on_the_other_rows(ray_running: None, job: GenerateJob) -> None:
@@ -104,31 +109,92 @@ from cluster.config import FleetConfig
 job = GenerateJob(inputs=(sys.argv[1],), output=Path(sys.argv[2]), config=FleetConfig.built_in(), variant="int8",
                   max_tokens=8, rows_per_file=4)
 with interruptible():
-    run_generate(job)
+    sys.exit(not run_generate(job).is_finished)
 """
 
 
-@pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGTERM])
-def test_an_ended_job_leaves_whole_files_and_no_engine(
-    checkpoint: Path, tmp_path: Path, ending: signal.Signals
-) -> None:
-    (tmp_path / "in.txt").write_text("Tell me a story.\n" * 2000)
-    out = tmp_path / "out"
-    command = [sys.executable, "-c", SCRIPT, str(tmp_path / "in.txt"), str(out)]
-    with (
-        tempfile.TemporaryDirectory(dir="/tmp", ignore_cleanup_errors=True) as folder,  # short enough for Ray's sockets
-        subprocess.Popen(command, env=os.environ | {"TMPDIR": folder}, stderr=subprocess.DEVNULL) as process,
-    ):
-        wait_for(lambda: out.exists() and len(list(out.glob("*.jsonl"))) >= 2, 120)
-        family = [child for child in psutil.Process(process.pid).children(recursive=True) if not is_agent(child)]
-        process.send_signal(ending)
-        assert process.wait(20) != 0
-    wait_for(lambda: not any(is_running(member) for member in family), 20)
-    files = sorted(out.glob("*.jsonl"))
-    assert [len(file.read_text().splitlines()) for file in files[:2]] == [4, 4]
-    for file in files:
-        assert all(json.loads(line)["text"] for line in file.read_text().splitlines())
-    assert all(file.suffix in (".jsonl", ".staging") for file in out.iterdir())
+NUM_LINES = 120
+
+
+def test_a_job_goes_on_after_a_kill_and_after_a_polite_end(checkpoint: Path, tmp_path: Path) -> None:
+    """Its engine's death it does not even notice; each row is there once in the end."""
+    runs = Runs(tmp_path, NUM_LINES)
+    with runs.started() as process:
+        family = runs.when_files_grow(process, 1)
+        named(family, "engine.process_main").kill()  # type: ignore[union-attr]
+        runs.when_files_grow(process, 5)
+        process.kill()
+    runs.wait_for_end(family)
+    with runs.started() as process:
+        family = runs.when_files_grow(process, 1)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 1
+    runs.wait_for_end(family)
+    assert runs.started().wait(120) == 0
+    runs.check()
+
+
+@pytest.mark.slow
+def test_twenty_kills_of_drivers_raylets_and_engines_cost_no_row(checkpoint: Path, tmp_path: Path) -> None:
+    runs, draw = Runs(tmp_path, 2000), random.Random(0)
+    for number in range(20):
+        victim = ("driver", "raylet", "engine.process_main")[number % 3]
+        with runs.started() as process:
+            family = runs.when_files_grow(process, 0)
+            time.sleep(draw.uniform(0, 12))
+            if victim == "driver":
+                process.kill()
+            else:
+                named(relatives(process), victim).kill()  # type: ignore[union-attr]
+                time.sleep(draw.uniform(0, 6))
+            if victim == "engine.process_main":
+                process.kill()
+            process.wait(120)
+        runs.wait_for_end(family)
+    assert runs.started().wait(1800) == 0
+    runs.check()
+
+
+class Runs:
+    """One job, started again and again."""
+
+    def __init__(self, folder: Path, num_lines: int) -> None:
+        self.out = folder / "out"
+        self._num_lines = num_lines
+        (folder / "in.txt").write_text("".join(f"Tell me story {i}.\n" for i in range(num_lines)))
+        self._command = [sys.executable, "-c", SCRIPT, str(folder / "in.txt"), str(self.out)]
+
+    def started(self) -> "subprocess.Popen[bytes]":
+        return subprocess.Popen(self._command, stderr=subprocess.DEVNULL)
+
+    def when_files_grow(self, process: "subprocess.Popen[bytes]", at_least: int) -> list[psutil.Process]:
+        """Once its engine runs and it has written so many more files: its children."""
+        before = self._num_files()
+        running = partial(named, name="engine.process_main")
+        wait_for(lambda: self._num_files() >= before + at_least and running(relatives(process)) is not None, 180)
+        return relatives(process)
+
+    def wait_for_end(self, family: list[psutil.Process]) -> None:
+        wait_for(lambda: not any(is_running(member) for member in family), 60)
+        assert all(json.loads(line)["text"] for file in self.out.glob("*.jsonl") for line in file.open())
+
+    def check(self) -> None:
+        rows = [json.loads(line) for file in sorted(self.out.glob("*.jsonl")) for line in file.open()]
+        assert sorted(row["id"] for row in rows) == sorted(f"in.txt:{i + 1}" for i in range(self._num_lines))
+        assert len({row["fingerprint"] for row in rows}) == 1
+        assert not any(row["error"] for row in rows)
+        assert not [path for path in self.out.rglob("*") if path.suffix == ".staging"]
+
+    def _num_files(self) -> int:
+        return len(list(self.out.glob("*.jsonl")))
+
+
+def relatives(process: "subprocess.Popen[bytes]") -> list[psutil.Process]:
+    return [child for child in psutil.Process(process.pid).children(recursive=True) if not is_agent(child)]
+
+
+def named(family: list[psutil.Process], name: str) -> psutil.Process | None:
+    return next((member for member in family if is_running(member) and name in " ".join(member.cmdline()[:4])), None)
 
 
 def wait_for(condition, timeout_s: float) -> None:  # type: ignore[no-untyped-def]

@@ -1,6 +1,7 @@
 """Readers: every kind of file, and every kind of bad row as an error in its row."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -8,8 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from batch_jobs import reading
-from batch_jobs.input_files import find_input_files
-from batch_jobs.reading import Columns, InputRow, limited, read_rows
+from batch_jobs.input_files import file_end, find_input_files
+from batch_jobs.reading import Columns, InputRow, limited, placed_rows, read_rows
 
 
 def read(path: Path, **columns: str) -> list[InputRow]:
@@ -160,3 +161,27 @@ def test_a_limit_counts_rows_over_all_files(tmp_path: Path) -> None:
     files = limited(find_input_files([str(tmp_path)]), Columns(), 4)
     assert [row.prompt for file in files for row in read_rows(file, Columns())] == ["a", "b", "c\nc", "d"]
     assert [file.name for file in files] == ["1.txt", "2.csv"]
+
+
+@pytest.mark.parametrize("name", ["in.jsonl", "in.csv", "in.txt", "in.parquet"])
+def test_a_file_is_read_on_from_any_row_to_any_other(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    if name == "in.parquet":
+        pq.write_table(pa.table({"prompt": [f"row {i}" for i in range(9)]}), path, row_group_size=4)
+    elif name == "in.csv":
+        written(path, "\ufeffid,prompt", 'a,"two\nlines"', "", "b,x", "c,y,z", '"d","e"', "f,g")
+    elif name == "in.jsonl":
+        written(path, "\ufeff" + '{"prompt": "é"}', "", "  ", '{"prompt": "b"}', "cut", "", '{"prompt": "c"}', "")
+    else:
+        written(path, "one", "", "two", "\r", "three\r", "four")
+    (file,) = find_input_files([str(path)])
+    rows = list(placed_rows(file, Columns()))
+    assert len(rows) >= 4
+    for at, placed in enumerate(rows):
+        rest = replace(file, begin=placed.place.end, first=placed.place.number + 1)
+        assert list(placed_rows(rest, Columns())) == rows[at + 1 :]
+        head = replace(file, end=placed.place.end)
+        assert list(placed_rows(head, Columns())) == rows[: at + 1]
+    begins = [0, *(placed.place.end for placed in rows[:-1])]
+    assert [placed.place.begin for placed in rows] == begins
+    assert file_end(file) - rows[-1].place.end <= 1  # what may be left is a line's end
