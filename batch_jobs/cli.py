@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 import batch_jobs.evaluate.cli
+import batch_jobs.profiling.cli
 import batch_jobs.quantize.cli
 from batch_jobs.command_line import INTERRUPTED, ConfigOption, interruptible
 
@@ -22,6 +23,7 @@ def register(app: typer.Typer) -> None:
     app.command("generate")(generate)
     app.command("jobs")(jobs)
     batch_jobs.evaluate.cli.register(app)
+    batch_jobs.profiling.cli.register(app)
     batch_jobs.quantize.cli.register(app)
 
 

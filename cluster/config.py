@@ -25,6 +25,7 @@ NonNegative = Annotated[int, Field(ge=0)]
 # A variant's name stands after a colon in a model's name, in headers and in file names.
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 
+PLANNED = ("bits", "group_size")
 BUILT_IN = Path(__file__).with_name("default_fleet.yaml")
 
 
@@ -56,6 +57,9 @@ class VariantSection(Section):
     outlier_threshold: PositiveFloat | None = 6.0
     activation_bits: Annotated[int, Field(ge=4, le=12)] = 8
     quality: Annotated[float, Field(gt=0, le=2)] | None = None
+    bits: Literal[2, 3, 4, 8] | None = None
+    group_size: Literal[32, 64, 128] | None = None
+    """Of a gptq or awq checkpoint that is not made yet, to plan with; one that is there says both itself."""
 
     @field_validator("source")
     @classmethod
@@ -66,16 +70,22 @@ class VariantSection(Section):
 
     @model_validator(mode="after")
     def _checkpoint_where_needed(self) -> VariantSection:
-        if self.method in ("gptq", "awq") and self.source is None:
+        is_told = self.bits is not None and self.group_size is not None
+        if self.method in ("gptq", "awq") and self.source is None and not is_told:
             raise ValueError(
                 f"method {self.method} reads a checkpoint and none is named; make one with"
                 f" `quantfleet quantize SOURCE --method {self.method} -o DIR` and give its folder as `source`"
+                " (or `bits` and `group_size`, to plan without one)"
+            )
+        if (self.bits or self.group_size) and (self.source is not None or self.method not in ("gptq", "awq")):
+            raise ValueError(
+                "bits and group_size are of a gptq or awq checkpoint that is not there yet; leave them out"
             )
         return self
 
     def named(self, name: str) -> Variant:
         """Without a method it is what the others are measured against: its quality is 1 unless the file says else."""
-        fields = self.model_dump()
+        fields = {key: value for key, value in self.model_dump().items() if key not in PLANNED or value is not None}
         if self.method == "none" and self.source is None and self.quality is None:
             fields["quality"] = 1.0
         if self.source is not None:

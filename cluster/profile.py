@@ -5,11 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Collection, Mapping
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from cluster.errors import UserError
+
+POINT_LINES = re.compile(r'\{\s*"shape": \{[^{}]*\},[^{}]*\}')
 FORMAT = 1
 """Raised when the meaning of a field changes; a file of another format is measured anew."""
 
@@ -58,12 +62,18 @@ class Profile:
     """Date and time, ISO 8601."""
 
     def to_json(self) -> str:
-        return json.dumps({"format": FORMAT} | asdict(self), indent=1)
+        return json.dumps(self._plain(), indent=1)
+
+    def _plain(self) -> dict[str, Any]:
+        return {"format": FORMAT} | asdict(self)
 
     @classmethod
     def from_json(cls, text: str) -> Profile:
         """ValueError for anything but a whole profile of this format."""
-        data = json.loads(text)
+        return cls._of(json.loads(text))
+
+    @classmethod
+    def _of(cls, data: Any) -> Profile:
         try:
             if data["format"] != FORMAT:
                 raise ValueError(f"profile format {data['format']} is not {FORMAT}; measure it anew")
@@ -77,10 +87,7 @@ class Profile:
 
     def save(self, path: Path) -> None:
         """Written whole or not at all: several replicas may measure at the same time."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_name(f"{path.name}.{os.getpid()}.unfinished")
-        unfinished.write_text(self.to_json())
-        unfinished.replace(path)
+        _write_whole(path, self.to_json())
 
     @classmethod
     def load(cls, path: Path, key: ProfileKey) -> Profile | None:
@@ -90,6 +97,32 @@ class Profile:
         except (OSError, ValueError):
             return None
         return profile if profile.key == key else None
+
+
+def save_profiles(path: Path, profiles: Sequence[Profile]) -> None:
+    """One file, a point a line: it is made to be kept in a repository."""
+    lines = json.dumps({"profiles": [profile._plain() for profile in profiles]}, indent=1)
+    _write_whole(path, POINT_LINES.sub(lambda match: " ".join(match.group().split()), lines) + "\n")
+
+
+def read_profiles(path: Path) -> list[Profile]:
+    """Of a file with one profile or several, or of a folder of such files; UserError where one cannot be read."""
+    found: list[Profile] = []
+    try:
+        for file in sorted(path.glob("*.json")) if path.is_dir() else [path]:
+            data = json.loads(file.read_text(encoding="utf-8"))
+            each = data["profiles"] if isinstance(data, dict) and "profiles" in data else [data]
+            found += [Profile._of(one) for one in each]
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}; measure with `quantfleet profile -o`") from None
+    except ValueError as error:
+        raise UserError(f"{file}: no profiles: {error}; measure with `quantfleet profile -o`") from None
+    return found
+
+
+def newest_of(profiles: Iterable[Profile], variant: str, accelerator: str) -> Profile | None:
+    fitting = [one for one in profiles if (one.key.variant, one.key.accelerator) == (variant, accelerator)]
+    return max(fitting, key=lambda profile: profile.measured_at, default=None)
 
 
 def newest_profile(
@@ -106,6 +139,13 @@ def newest_profile(
         if key.model in models and (key.variant, key.accelerator, key.threads) == (variant, accelerator, threads):
             found.append(profile)
     return max(found, key=lambda profile: profile.measured_at, default=None)
+
+
+def _write_whole(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}.unfinished")
+    unfinished.write_text(text)
+    unfinished.replace(path)
 
 
 def _point(data: Mapping[str, Any]) -> ProfilePoint:

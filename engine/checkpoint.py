@@ -33,9 +33,14 @@ def ensure_checkpoint(source: str) -> Path:
 def with_weights(spec: EngineSpec, shape: ModelShape) -> EngineSpec:
     """The spec of a variant with a checkpoint of its own, fetched and of the model's shape; UserError otherwise."""
     variant = spec.variant
-    if variant.source is None:
-        return spec
     key = f"variants.{variant.name}.source"
+    if variant.source is None:
+        if variant.method in ("gptq", "awq"):
+            raise UserError(
+                f"{key}: {variant.method} needs a checkpoint to run; make one with `quantfleet quantize"
+                f" {spec.checkpoint} --method {variant.method} -o DIR` and give its folder"
+            )
+        return spec
     folder = ensure_weights(variant.source, key)
     own = replace(ModelShape.from_hf_config(folder, spec.max_context), name=shape.name)
     theirs, ours = (asdict(each) | _arithmetic(at) for each, at in ((own, folder), (shape, Path(spec.checkpoint))))

@@ -16,7 +16,7 @@ from cluster.kv_capacity import kv_capacity
 from cluster.model_config import shape_of
 from cluster.model_shape import ModelShape
 from cluster.prediction import ReplicaLimits
-from cluster.profile import Profile
+from cluster.profile import Profile, newest_of, read_profiles
 from cluster.variants import METHODS, Variant
 
 MOST_REPLICAS = {"gpu": 64, "cpu": 1}
@@ -153,20 +153,11 @@ def _cold_start_s(shape: ModelShape, variant: Variant, hardware: Accelerator) ->
     return START_S[hardware.kind] + variant.resident_bytes(shape, hardware.kind) / LOAD_BYTES_PER_S
 
 
-def _profile(folder: Path, variant: str, hardware: Accelerator) -> Profile:
+def _profile(path: Path, variant: str, hardware: Accelerator) -> Profile:
     """The newest of this variant on this hardware."""
-    if not folder.is_dir():
-        raise UserError(f"--profiles: {folder} is no folder; give one with profiles (`quantfleet profile -o`)")
-    found: list[Profile] = []
-    for path in sorted(folder.glob("*.json")):
-        try:
-            profile = Profile.from_json(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise UserError(f"--profiles: {path}: {error}") from None
-        if (profile.key.variant, profile.key.accelerator) == (variant, hardware.name):
-            found.append(profile)
-    if not found:
+    profile = newest_of(read_profiles(path), variant, hardware.name)
+    if profile is None:
         raise UserError(
-            f"--profiles: {folder} has no profile of {variant} on {hardware.name}; measure one or leave the variant out"
+            f"--profiles: {path} has no profile of {variant} on {hardware.name}; measure one or leave the variant out"
         )
-    return max(found, key=lambda profile: profile.measured_at)
+    return profile

@@ -51,7 +51,7 @@ def quantize(
         typer.Option(help="Columns that share a scale: 32, 64, 128, -1 a row; else the largest that divides."),
     ] = None,
     symmetric: Annotated[
-        bool | None, typer.Option("--sym/--asym", help="Without or with zero points; awq always has them.")
+        bool | None, typer.Option("--sym/--asym", help="Without or with zero points; awq has them, if not given.")
     ] = None,
     act_order: Annotated[
         bool, typer.Option("--act-order", help="gptq: columns with the largest inputs first (desc_act).")

@@ -55,8 +55,6 @@ class QuantizeSettings:
                 raise UserError(f"{name}: belongs to --method {methods[0]}, not to {self.method}; leave it out")
         if self.static_groups and not self.act_order:
             raise UserError("--static-groups: only says something with --act-order; give both or neither")
-        if self.method == "awq" and self.symmetric:
-            raise UserError("--sym: AWQ's checkpoints have zero points; leave it out or give --asym")
 
     @property
     def layout(self) -> Layout:

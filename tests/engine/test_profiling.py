@@ -15,7 +15,8 @@ from cluster.model_shape import ModelShape
 from cluster.profile import Profile, StepShape
 from cluster.variants import Variant
 from engine.checkpoint import ensure_checkpoint
-from engine.profiling import TRIALS, ensure_profile, measure_profile, profile_key, profile_path
+from engine.profile_trials import CPU_TRIALS, GPU_TRIALS, held_out_trials, profile_trials
+from engine.profiling import ensure_profile, measured_on, profile_key, profile_path
 from engine.trial import Trial
 
 HOST = Accelerator(
@@ -39,7 +40,7 @@ def small_spec() -> EngineSpec:
         kv_capacity_tokens=1024,
         max_context=100,
         token_budget=70,
-        max_sequences=4,
+        max_sequences=5,
         accelerator=HOST,
         share=0.5,
     )
@@ -55,10 +56,31 @@ def test_a_trial_is_the_step_it_says() -> None:
     assert trial.num_blocks(16) == 6
 
 
-def test_the_trials_tell_all_coefficients_apart() -> None:
-    assert len(set(TRIALS)) == len(TRIALS)
-    assert {trial.decodes for trial in TRIALS[:8]} >= {0, 1, 8, 32}
-    assert any(trial.chunk_context for trial in TRIALS[:8])
+@pytest.mark.parametrize(("trials", "batches"), [(CPU_TRIALS, {0, 1, 8, 32}), (GPU_TRIALS, {0, 1, 32, 256})])
+def test_the_trials_tell_all_coefficients_apart(trials: tuple[Trial, ...], batches: set[int]) -> None:
+    assert len(set(trials)) == len(trials)
+    assert {trial.decodes for trial in trials[:8]} >= batches
+    assert any(trial.chunk_context for trial in trials[:8])
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_held_out_steps_are_new_and_lie_between_the_known(small_spec: EngineSpec, device: str) -> None:
+    spec = replace(
+        small_spec, device=device, max_context=16384, token_budget=8192, max_sequences=256, kv_capacity_tokens=400_000
+    )
+    known, held_out = profile_trials(spec), held_out_trials(spec, 30)
+    assert len(set(held_out)) == 30
+    assert not set(held_out) & set(known)
+    assert held_out == held_out_trials(spec, 30)
+    assert held_out != held_out_trials(spec, 30, seed=1)
+    for kind in (
+        [trial for trial in held_out if trial.decodes and trial.chunk],
+        [trial for trial in held_out if trial.decodes and not trial.chunk],
+        [trial for trial in held_out if trial.chunk and not trial.decodes],
+    ):
+        assert len(kind) == 10
+    most_kv = max(trial.decodes * trial.context for trial in known)
+    assert all(trial.decodes * trial.context <= most_kv for trial in held_out)
 
 
 def test_a_profile_is_measured_once_and_kept(small_spec: EngineSpec, tmp_path: Path, monkeypatch) -> None:
@@ -78,6 +100,9 @@ def test_a_profile_is_measured_once_and_kept(small_spec: EngineSpec, tmp_path: P
     other = replace(small_spec, variant=Variant(name="int8", method="int8"))
     assert profile_path(other) != path
     assert the_model_follows(profile, small_spec)
+    others = measured_on(small_spec, [Trial(decodes=3, context=50)])
+    assert [point.shape for point in others.points] == [StepShape(decode_sequences=3, kv_tokens=150)]
+    assert path.stat().st_mtime_ns == written
 
 
 def the_model_follows(profile: Profile, spec: EngineSpec) -> bool:
@@ -90,7 +115,7 @@ def test_what_cannot_be_measured_is_told_in_a_line(small_spec: EngineSpec, tmp_p
     monkeypatch.setenv("QUANTFLEET_CACHE", str(tmp_path))
     with pytest.raises(UserError, match=r"measuring variant bf16 failed: .*/nowhere"):
         ensure_profile(replace(small_spec, checkpoint="/nowhere"))
-    with pytest.raises(ValueError, match="token_budget 1"):
-        measure_profile(replace(small_spec, token_budget=1, max_context=16))
+    with pytest.raises(UserError, match="token_budget 1: too small to measure"):
+        ensure_profile(replace(small_spec, token_budget=1, max_context=16))
     with pytest.raises(ValueError, match="names none"):
         profile_key(replace(small_spec, accelerator=None))

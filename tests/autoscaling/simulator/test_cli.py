@@ -82,7 +82,7 @@ def test_a_trace_at_a_rate_with_the_baseline(folder: Path) -> None:
         (("--generate", SPEC, "--rate", "0"), "--rate: 0 is not above 0"),
         (("--generate", SPEC, "--classes", "fast=1"), "--classes: no SLO class 'fast'"),
         (("--generate", SPEC, "--accelerator", "H100"), "did you mean H100-80G?"),
-        (("--generate", SPEC, "--profiles", "nowhere"), "--profiles: nowhere is no folder"),
+        (("--generate", SPEC, "--profiles", "nowhere"), "nowhere: cannot be read"),
         (("--generate", SPEC, "--profiles", "."), "no profile of bf16 on H100-80G"),
         (("--generate", SPEC, "--target-ongoing-requests", "few"), "neither `best` nor a number above 0"),
         (("--generate", SPEC, "--cold-start", "int4=3"), "--cold-start: no variant 'int4'"),

@@ -37,7 +37,6 @@ def test_a_group_that_does_not_divide_is_refused_by_name(shape: ModelShape) -> N
         ({"method": "rtn", "act_order": True}, "--act-order: belongs to --method gptq"),
         ({"method": "gptq", "static_groups": True}, "--static-groups"),
         ({"method": "gptq", "keep_salient": 0.01}, "--keep-salient: belongs to --method awq"),
-        ({"method": "awq", "symmetric": True}, "--sym: AWQ"),
         ({"method": "gptq", "damping": 0.0}, "--damping 0.0"),
         ({"method": "awq", "symmetric": False, "keep_salient": 1.5}, "--keep-salient 1.5"),
     ],
