@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
+from math import inf
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cluster.cost_model import CostModel
-from cluster.prediction import Backlog, Prediction, Predictions, ReplicaLimits, backlog_columns, predict, predict_all
-from cluster.prediction_kernel import Floats
+from cluster.prediction import Backlog, Prediction, ReplicaLimits, backlog_columns, predict, predict_all
+from cluster.prediction_kernel import Floats, least_places, overshoot_rows
 from cluster.slo import SloLimits, meets_floor
 from cluster.step_table import StepTable
 from cluster.variants import Variant
@@ -79,21 +81,22 @@ class AssessedReplicas:
     quality: Floats
     """NaN where nobody measured it."""
     steps: StepTable
-    by_variant: Mapping[str, NDArray[np.intp]]
-    """Their places, by the variant's name in alphabetical order."""
+    names: Sequence[str]
+    """Of the variants, in alphabetical order."""
+    variant_of: NDArray[np.intp]
+    """Each one's place in `names`."""
 
     @classmethod
     def of(cls, ids: Sequence[str], models: Sequence[CostModel]) -> AssessedReplicas:
         variants = [model.variant for model in models]
+        names = sorted({variant.name for variant in variants})
         return cls(
             ids=ids,
             variants=variants,
             quality=np.array([np.nan if v.quality is None else v.quality for v in variants], dtype=np.float64),
             steps=StepTable(models),
-            by_variant={
-                name: np.array([place for place, variant in enumerate(variants) if variant.name == name])
-                for name in sorted({variant.name for variant in variants})
-            },
+            names=names,
+            variant_of=np.array([names.index(variant.name) for variant in variants], dtype=np.intp),
         )
 
 
@@ -118,8 +121,16 @@ class Assessment:
             prompt_tokens=query.prompt_tokens,
             output_tokens=query.expected_output_tokens,
         )
-        promise_ms = _kept(promised_tpot_ms, self.predictions)
-        self._bounds = list(_bounds(query.slo, self.predictions, promise_ms))
+        slo = query.slo
+        self._promised_tpot_ms = promised_tpot_ms
+        self.overshoot = overshoot_rows(
+            self.predictions.rows,
+            promised_tpot_ms / 1e3,
+            inf if slo.ttft_ms is None else slo.ttft_ms / 1e3,
+            inf if slo.tpot_ms is None else slo.tpot_ms / 1e3,
+            slo.deadline_s if slo.objective == "throughput" and slo.deadline_s is not None else inf,
+        )
+        """The worst of predicted / limit."""
 
     def meeting(self) -> NDArray[np.bool_]:
         """Those that keep every limit and the floor."""
@@ -128,36 +139,33 @@ class Assessment:
 
     def in_time(self) -> NDArray[np.bool_]:
         """Those that keep every limit."""
-        first, *others = self._bounds
-        meets: NDArray[np.bool_] = first.values_ms <= first.most_ms
-        for bound in others:
-            meets &= bound.values_ms <= bound.most_ms
-        return meets
+        in_time: NDArray[np.bool_] = self.overshoot <= 1
+        return in_time
 
-    def overshoot(self) -> Floats:
-        """The worst of predicted / limit."""
-        worst = np.zeros(len(self.replicas.ids))
-        for bound in self._bounds:
-            np.maximum(worst, bound.values_ms / bound.most_ms, out=worst)
-        return worst
-
-    def by_variant(self, among: NDArray[np.bool_]) -> dict[str, list[int]]:
-        """The places of these replicas by variant; variants without any are left out."""
-        groups = {name: places[among[places]].tolist() for name, places in self.replicas.by_variant.items()}
-        return {name: places for name, places in groups.items() if places}
+    def least(self, among: NDArray[np.bool_], scores: Floats, tie: float, draw: float) -> dict[str, int]:
+        """Of each variant that has any among those, the place of one with the least score; as least_places."""
+        replicas = self.replicas
+        places = least_places(scores, among, replicas.variant_of, len(replicas.names), tie, draw)
+        return {name: place for name, place in zip(replicas.names, places.tolist(), strict=True) if place >= 0}
 
     def candidate(self, index: int) -> Candidate:
-        bounds = [(bound.name, *bound.of_replica(index)) for bound in self._bounds]
+        prediction = self.predictions.of_replica(index)
+        bounds = list(_bounds(self.query.slo, prediction, self._promise_ms(index)))
         variant = self.replicas.variants[index]
         return Candidate(
             variant=variant.name,
             replica_id=self.replicas.ids[index],
             quality=variant.quality,
             below_floor=not meets_floor(variant.quality, self.query.slo.min_quality),
-            prediction=self.predictions.of_replica(index),
+            prediction=prediction,
             misses=tuple(f"{name} {value:.0f}ms" for name, value, bound in bounds if value > bound),
-            overshoot=max((value / bound for _, value, bound in bounds), default=0.0),
+            overshoot=float(self.overshoot[index]),
         )
+
+    def _promise_ms(self, index: int) -> float:
+        """Infinite where it is broken already."""
+        promise_ms = float(self._promised_tpot_ms[index])
+        return inf if self.predictions.decodes_s[index] * 1e3 > promise_ms else promise_ms
 
 
 def predict_for(query: RouteQuery, model: CostModel, limits: ReplicaLimits, backlog: Backlog) -> Prediction:
@@ -177,6 +185,7 @@ def kept_when_idle(query: RouteQuery, replicas: AssessedReplicas, limits: Replic
     return Assessment(query, replicas, limits, idle, none + np.inf).in_time()
 
 
+@cache
 def wanted(slo: SloLimits) -> str:
     """The limits in words, such as `ttft<=500ms quality>=0.90`."""
     words = []
@@ -199,35 +208,12 @@ def best_of_each_variant(candidates: Iterable[Candidate]) -> list[Candidate]:
     return [best[variant] for variant in sorted(best)]
 
 
-@dataclass(frozen=True, slots=True)
-class _Bound:
-    """A figure of every replica, and the most that it may be."""
-
-    name: str
-    values_ms: Floats
-    most_ms: Floats | float
-
-    def of_replica(self, index: int) -> tuple[float, float]:
-        most_ms = self.most_ms if isinstance(self.most_ms, float) else float(self.most_ms[index])
-        return float(self.values_ms[index]), most_ms
-
-
-def _bounds(slo: SloLimits, predictions: Predictions, promise_ms: Floats) -> Iterator[_Bound]:
-    tpot_ms = predictions.tpot_s * 1e3
+def _bounds(slo: SloLimits, prediction: Prediction, promise_ms: float) -> Iterator[tuple[str, float, float]]:
+    """Name, predicted and limit in ms, as overshoot_rows weighs them."""
     if slo.ttft_ms is not None:
-        yield _Bound("ttft", predictions.ttft_s * 1e3, float(slo.ttft_ms))
+        yield "ttft", prediction.ttft_s * 1e3, slo.ttft_ms
     if slo.tpot_ms is not None:
-        yield _Bound("tpot", tpot_ms, float(slo.tpot_ms))
-    yield _Bound("others' tpot", tpot_ms, promise_ms)
+        yield "tpot", prediction.tpot_s * 1e3, slo.tpot_ms
+    yield "others' tpot", prediction.tpot_s * 1e3, promise_ms
     if slo.objective == "throughput" and slo.deadline_s is not None:
-        yield _Bound("deadline", predictions.total_s * 1e3, slo.deadline_s * 1e3)
-
-
-def _kept(promise_ms: Floats, predictions: Predictions) -> Floats:
-    """A promise that is broken already is no reason to keep others out."""
-    is_broken = predictions.decodes_s * 1e3 > promise_ms
-    if not is_broken.any():
-        return promise_ms
-    kept_ms = promise_ms.copy()
-    kept_ms[is_broken] = np.inf
-    return kept_ms
+        yield "deadline", prediction.total_s * 1e3, slo.deadline_s * 1e3

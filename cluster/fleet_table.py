@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from math import inf
 
 import numpy as np
@@ -31,15 +31,16 @@ class FleetTable:
         """Of each variant, whether any runs or not."""
         self._num_ingresses = num_ingresses
         self._matrix = np.empty((NUM_FIELDS, len(views)))
-        self._changes = [-1] * len(views)
+        self._place = {view.load.replica_id: place for place, view in enumerate(views)}
+        self.refresh(self._place)
         self._all = np.ones(len(views), dtype=bool)
 
-    def refresh(self) -> None:
-        """Whatever has changed since."""
-        for index, (view, changes) in enumerate(zip(self.views, self._changes, strict=True)):
-            if view.changes != changes:
-                self._matrix[:, index] = _row(view, self._num_ingresses)
-                self._changes[index] = view.changes
+    def refresh(self, changed: Iterable[str]) -> None:
+        """The rows of these replicas, as far as they are here."""
+        for replica_id in changed:
+            place = self._place.get(replica_id)
+            if place is not None:
+                self._matrix[:, place] = _row(self.views[place], self._num_ingresses)
 
     @property
     def received_s(self) -> Floats:
@@ -58,18 +59,19 @@ class FleetTable:
         loads = [view.load for view in self.views]
         return np.array([load.replica_id not in exclude and variant in (None, load.variant) for load in loads], bool)
 
-    def full(self, max_requests: int) -> NDArray[np.bool_]:
-        """Those that have as many requests as they take, to this router's knowledge."""
-        full: NDArray[np.bool_] = self._matrix[DECODING] + self._matrix[WAITING] >= max_requests
-        return full
+    def has_room(self, max_requests: int) -> NDArray[np.bool_]:
+        """All but those that have as many requests as they take, to this router's knowledge."""
+        has_room: NDArray[np.bool_] = self._matrix[DECODING] + self._matrix[WAITING] < max_requests
+        return has_room
 
-    def backlogs(self, fresh: NDArray[np.bool_]) -> Floats:
-        """Of a Load that is not fresh no rates."""
+    def backlogs(self, fresh_since_s: float) -> Floats:
+        """Of a Load received before then no rates."""
         values: Floats = self._matrix[:PROMISE]
-        if not fresh.all():
+        stale = self.received_s < fresh_since_s
+        if np.count_nonzero(stale):
             values = values.copy()
-            values[RATE, ~fresh] = 0.0
-            values[RATIO, ~fresh] = 1.0
+            values[RATE, stale] = 0.0
+            values[RATIO, stale] = 1.0
         return values
 
 

@@ -8,7 +8,7 @@ from dataclasses import astuple, dataclass
 import numpy as np
 
 from cluster.cost_model import CostModel
-from cluster.prediction_kernel import NUM_PREDICTIONS, Floats, predict_rows
+from cluster.prediction_kernel import COST, DECODES, NUM_PREDICTIONS, TOTAL, TTFT, WAIT, Floats, predict_rows
 from cluster.step_table import StepTable
 
 
@@ -50,26 +50,42 @@ class Prediction:
     total_s: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Predictions:
     """Prediction of many replicas, and what a step of the decodes there takes now, without this request."""
 
-    ttft_s: Floats
-    tpot_s: Floats
-    wait_s: Floats
-    cost_s: Floats
-    total_s: Floats
-    decodes_s: Floats
-    """Times the replica's step time ratio."""
+    def __init__(self, rows: Floats) -> None:
+        """As prediction_kernel names them."""
+        self.rows = rows
+
+    @property
+    def ttft_s(self) -> Floats:
+        return _row(self.rows, TTFT)
+
+    @property
+    def wait_s(self) -> Floats:
+        return _row(self.rows, WAIT)
+
+    @property
+    def cost_s(self) -> Floats:
+        return _row(self.rows, COST)
+
+    @property
+    def total_s(self) -> Floats:
+        return _row(self.rows, TOTAL)
+
+    @property
+    def decodes_s(self) -> Floats:
+        """Times the replica's step time ratio."""
+        return _row(self.rows, DECODES)
 
     def of_replica(self, index: int) -> Prediction:
-        return Prediction(
-            ttft_s=float(self.ttft_s[index]),
-            tpot_s=float(self.tpot_s[index]),
-            wait_s=float(self.wait_s[index]),
-            cost_s=float(self.cost_s[index]),
-            total_s=float(self.total_s[index]),
-        )
+        ttft_s, tpot_s, wait_s, cost_s, total_s, _ = self.rows[:, index].tolist()
+        return Prediction(ttft_s=ttft_s, tpot_s=tpot_s, wait_s=wait_s, cost_s=cost_s, total_s=total_s)
+
+
+def _row(rows: Floats, index: int) -> Floats:
+    row: Floats = rows[index]
+    return row
 
 
 def backlog_columns(backlogs: Sequence[Backlog]) -> Floats:
@@ -100,5 +116,4 @@ def predict_all(
         float(output_tokens),
         rows,
     )
-    ttft_s, tpot_s, wait_s, cost_s, total_s, decodes_s = rows
-    return Predictions(ttft_s=ttft_s, tpot_s=tpot_s, wait_s=wait_s, cost_s=cost_s, total_s=total_s, decodes_s=decodes_s)
+    return Predictions(rows)

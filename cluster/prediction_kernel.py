@@ -29,12 +29,14 @@ CAPACITY, USED, PROMISED, DECODING, WAITING, PREFILL, RATE, RATIO = range(8)
 TTFT, TPOT, WAIT, COST, TOTAL, DECODES = range(6)
 """Rows of predictions, in seconds; COST in those of a whole accelerator; DECODES is a step without this request."""
 NUM_PREDICTIONS = 6
+WITHOUT_PREFILL, WITHOUT_CONTEXT = log(16), log(64) / 2
 NEAREST = 1e-9
 """As in step_fit.Fitted._ratio."""
 
 
 def _compiled(function: Function) -> Function:
-    return cast(Function, numba.njit(cache=True, error_model="numpy")(function))
+    # Sums may be taken in another order, so that four residuals are one instruction; no other liberty.
+    return cast(Function, numba.njit(cache=True, error_model="numpy", fastmath={"reassoc", "contract"})(function))
 
 
 @_compiled
@@ -60,13 +62,14 @@ def step_s(
         return float(fitted_s)
     # step_fit._place and Fitted._ratio
     by_decodes, by_kv = log(decodes + 1), log(kv_tokens + 64) / 2
-    by_prefill, by_context = log(prefill + 16), log(context + 64) / 2
+    by_prefill = log(prefill + 16) if prefill else WITHOUT_PREFILL  # a logarithm takes as long as eight residuals
+    by_context = log(context + 64) / 2 if context else WITHOUT_CONTEXT
     total = weight_sum = 0.0
     for index in range(first, first + count):
-        squared = (by_decodes - residuals[index, 0]) ** 2 + (by_kv - residuals[index, 1]) ** 2
-        squared += (by_prefill - residuals[index, 2]) ** 2 + (by_context - residuals[index, 3]) ** 2
+        squared = (by_decodes - residuals[0, index]) ** 2 + (by_kv - residuals[1, index]) ** 2
+        squared += (by_prefill - residuals[2, index]) ** 2 + (by_context - residuals[3, index]) ** 2
         weight = 1 / (squared * squared + NEAREST)
-        total += weight * residuals[index, 4]
+        total += weight * residuals[4, index]
         weight_sum += weight
     return float(exp(total / weight_sum) * fitted_s)
 
@@ -122,7 +125,10 @@ def predict_rows(
         if rest:
             prompts_s += step_s(machine, residuals, decoding, used, rest, context)
         # What its prompt adds to the steps of the decodes; all of the steps where there is nothing else in them.
-        own_s = max(0.0, step_s(machine, residuals, decoding, used, float(ceil(prompt_tokens)), 0.0) - decodes_s)
+        if rest == prompt_tokens and not full_steps and context == 0:
+            own_s = max(0.0, prompts_s - decodes_s * 1.5)  # that very step
+        else:
+            own_s = max(0.0, step_s(machine, residuals, decoding, used, float(ceil(prompt_tokens)), 0.0) - decodes_s)
 
         ttft_s = wait_s + ratio * prompts_s
         predictions[TTFT, place] = ttft_s
@@ -131,3 +137,49 @@ def predict_rows(
         predictions[COST, place] = (ratio * own_s + output_tokens * tpot_s / batch) * machine[SHARE]
         predictions[TOTAL, place] = ttft_s + output_tokens * tpot_s
         predictions[DECODES, place] = ratio * decodes_s
+
+
+@_compiled
+def overshoot_rows(
+    predictions: Floats, promised_s: Floats, ttft_most_s: float, tpot_most_s: float, total_most_s: float
+) -> Floats:
+    """Of each replica the worst of predicted / limit; limits that are not set are infinite.
+
+    A promise that is broken already, by the decodes that are there, is no reason to keep others out.
+    """
+    worst = np.zeros(predictions.shape[1])
+    for place in range(len(worst)):
+        tpot_s = predictions[TPOT, place]
+        most = max(predictions[TTFT, place] / ttft_most_s, tpot_s / tpot_most_s)
+        most = max(most, predictions[TOTAL, place] / total_most_s)
+        if predictions[DECODES, place] <= promised_s[place]:
+            most = max(most, tpot_s / promised_s[place])
+        worst[place] = most
+    return worst
+
+
+@_compiled
+def least_places(
+    scores: Floats, among: NDArray[np.bool_], variant_of: NDArray[np.intp], num_variants: int, tie: float, draw: float
+) -> NDArray[np.intp]:
+    """By variant the place of a least score among those, -1 where there is none; `draw` in [0, 1) decides ties.
+
+    Scores up to `tie` times the least are equal to it.
+    """
+    least = np.full(num_variants, np.inf)
+    for place in range(len(scores)):
+        if among[place]:
+            least[variant_of[place]] = min(least[variant_of[place]], scores[place])
+    tied = np.zeros(num_variants, np.intp)
+    for place in range(len(scores)):
+        if among[place] and scores[place] <= tie * least[variant_of[place]]:
+            tied[variant_of[place]] += 1
+    wanted = np.floor(draw * tied).astype(np.intp)
+    found = np.full(num_variants, -1, np.intp)
+    for place in range(len(scores)):
+        variant = variant_of[place]
+        if among[place] and scores[place] <= tie * least[variant]:
+            if wanted[variant] == 0:
+                found[variant] = place
+            wanted[variant] -= 1
+    return found

@@ -34,15 +34,12 @@ class ReplicaView:
     live: dict[str, Dispatch] = field(default_factory=dict)
     unseen: set[str] = field(default_factory=set)
     """Of those, the ones no Load can have counted yet."""
-    changes: int = 0
-    """So many times has anything here changed."""
     _promises: Counter[float] = field(default_factory=Counter)
     """How many live requests were promised each TPOT."""
 
     def received(self, load: Load, now_s: float) -> None:
         self.load = load
         self.received_s = now_s
-        self.changes += 1
         if self.unseen:
             self.unseen = {name for name in self.unseen if now_s - self.live[name].at_s < SETTLED_S}
 
@@ -54,7 +51,6 @@ class ReplicaView:
             self._promises[dispatch.tpot_ms] += 1
 
     def finished(self, request_id: str) -> None:
-        self.changes += 1
         dispatch = self.live.pop(request_id, None)
         self.unseen.discard(request_id)
         if dispatch is not None and dispatch.tpot_ms is not None:

@@ -31,6 +31,8 @@ INELIGIBLE_AFTER_PERIODS = 5
 TIE = 1.01
 """Predictions this close are equal: they are not exact to 1 %, and routers that break ties alike make a herd."""
 RETRY_LEAST_S, RETRY_MOST_S = 0.05, 10.0
+NAMED_VARIANTS = 4
+"""In a reason, of those that keep the limits; a header is one line."""
 STARTING_RETRY_S = 1.0
 """How soon to ask again where no replica of a fitting variant is ready."""
 
@@ -55,6 +57,7 @@ class SloRouter:
         self.replicas: dict[str, ReplicaView] = {}
         self._replica_of: dict[str, str] = {}
         self._table: FleetTable | None = None
+        self._changed: set[str] = set()
         self._shares: Mapping[str, Mapping[str, float]] = {}
         self._shares_until_s = float("-inf")
 
@@ -64,6 +67,7 @@ class SloRouter:
 
     def update(self, load: Load, now_s: float) -> None:
         view = self.replicas.get(load.replica_id)
+        self._changed.add(load.replica_id)
         if view is None:
             self.replicas[load.replica_id] = ReplicaView(load=load, received_s=now_s)
             self._table = None
@@ -89,24 +93,26 @@ class SloRouter:
         if view is not None:
             dispatch = Dispatch(at_s=now_s, prompt_tokens=prompt_tokens, max_tokens=max_tokens, tpot_ms=tpot_ms)
             view.dispatched(request_id, dispatch)
+            self._changed.add(replica_id)
             self._replica_of[request_id] = replica_id
 
     def finished(self, request_id: str) -> None:
-        view = self.replicas.get(self._replica_of.pop(request_id, ""))
+        replica_id = self._replica_of.pop(request_id, "")
+        view = self.replicas.get(replica_id)
         if view is not None:
             view.finished(request_id)
+            self._changed.add(replica_id)
 
     def choose(self, query: RouteQuery, now_s: float) -> Choice | Refusal:
         table = self._fleet()
-        periods = (now_s - table.received_s) / self.load_period_s
         ready = table.ready(query.exclude, query.model_variant)
-        eligible = ready & (periods <= INELIGIBLE_AFTER_PERIODS)
-        if not eligible.any() and ready.any():
+        eligible = ready & (table.received_s >= now_s - INELIGIBLE_AFTER_PERIODS * self.load_period_s)
+        if not np.count_nonzero(eligible) and np.count_nonzero(ready):
             return self._blind(query, [table.views[place] for place in np.flatnonzero(ready).tolist()])
-        able = eligible & ~table.full(self.limits.max_sequences + self.limits.max_waiting)
-        backlogs = table.backlogs(fresh=periods <= PRIOR_AFTER_PERIODS)
+        able = eligible & table.has_room(self.limits.max_sequences + self.limits.max_waiting)
+        backlogs = table.backlogs(now_s - PRIOR_AFTER_PERIODS * self.load_period_s)
         assessment = Assessment(query, table.replicas, self.limits, backlogs, table.promised_tpot_ms)
-        if query.model_variant is None and (meeting := able & assessment.meeting()).any():
+        if query.model_variant is None and np.count_nonzero(meeting := able & assessment.meeting()):
             shares = self._shares.get(query.slo.name, {}) if now_s <= self._shares_until_s else {}
             return self._cheapest(assessment, meeting, able, shares)
         candidates = [assessment.candidate(place) for place in np.flatnonzero(able).tolist()]
@@ -118,7 +124,8 @@ class SloRouter:
         if self._table is None or self._table.models is not self.models:
             views = [view for view in self.replicas.values() if view.load.variant in self.models]
             self._table = FleetTable(views, self.models, self.num_ingresses)
-        self._table.refresh()
+        self._table.refresh(self._changed)
+        self._changed.clear()
         return self._table
 
     def _cheapest(self, assessment: Assessment, meeting: Places, able: Places, shares: Mapping[str, float]) -> Choice:
@@ -126,51 +133,56 @@ class SloRouter:
         if slo.objective == "throughput":
             # Cheapest is the fullest batch, but not one that has to be waited for while another has room.
             at_once = meeting & (predictions.wait_s == 0)
-            per_variant = self._best_by_variant(assessment, at_once if at_once.any() else meeting, predictions.cost_s)
-            score, what = _cost, "least cost"
+            places = self._best_by_variant(
+                assessment, at_once if np.count_nonzero(at_once) else meeting, predictions.cost_s
+            )
+            scores, what = predictions.cost_s, "least cost"
         else:
-            per_variant = self._best_by_variant(assessment, meeting, predictions.ttft_s)
+            places = self._best_by_variant(assessment, meeting, predictions.ttft_s)
             bounded = slo.ttft_ms is not None or slo.tpot_ms is not None
-            score, what = (_cost, "cheapest") if bounded else (_total, "fastest")
-        if planned := self._planned(per_variant, shares):
+            scores, what = (predictions.cost_s, "cheapest") if bounded else (predictions.total_s, "fastest")
+        score_of = dict(zip(places, scores[list(places.values())].tolist(), strict=True))
+        if planned := self._planned(list(places), shares):
             chosen, what = planned, "planned"
         else:
-            chosen = self._pick_by(per_variant, score)
-        others = self._nearest_of_others(assessment, able, {candidate.variant for candidate in per_variant})
-        figures = ", ".join(self._figure(candidate, score) for candidate in sorted(per_variant, key=score))
-        reason = f"{what} of {len(per_variant)} meeting {wanted(slo)} ({figures}{_left_out(others)})"
-        return choice_among(chosen, reason)
+            chosen = self._pick(list(score_of), list(score_of.values()))
+        others = self._nearest_of_others(assessment, able, places.keys())
+        in_seconds = scores is predictions.total_s
+        named = sorted(places, key=score_of.__getitem__)[:NAMED_VARIANTS]
+        figures = ", ".join([self._figure(name, score_of[name], in_seconds) for name in named])
+        reason = f"{what} of {len(places)} meeting {wanted(slo)} ({figures}{_left_out(others)})"
+        place = places[chosen]
+        return choice_of(chosen, assessment.replicas.ids[place], predictions.of_replica(place), reason)
 
-    def _planned(self, per_variant: Sequence[Candidate], shares: Mapping[str, float]) -> Candidate | None:
+    def _planned(self, variants: Sequence[str], shares: Mapping[str, float]) -> str | None:
         """By its share, among the variants that keep the limits."""
-        weights = [shares.get(candidate.variant, 0.0) for candidate in per_variant]
-        return self.rng.choices(per_variant, weights)[0] if any(weights) else None
+        weights = [shares.get(name, 0.0) for name in variants]
+        return self.rng.choices(variants, weights)[0] if any(weights) else None
 
-    def _best_by_variant(self, assessment: Assessment, among: Places, scores: Floats) -> list[Candidate]:
-        return [
-            assessment.candidate(self._pick(places, scores[places].tolist()))
-            for places in assessment.by_variant(among).values()
-        ]
+    def _best_by_variant(self, assessment: Assessment, among: Places, scores: Floats) -> dict[str, int]:
+        return assessment.least(among, scores, TIE, self.rng.random())
 
     def _nearest_of_others(self, assessment: Assessment, among: Places, kept: Set[str]) -> list[Candidate]:
         """Of each variant not kept the replica nearest to its limits."""
-        others = {name: places for name, places in assessment.by_variant(among).items() if name not in kept}
-        if not others:
+        if len(kept) == len(assessment.replicas.names):
             return []
-        overshoot = assessment.overshoot()
-        return [assessment.candidate(places[int(overshoot[places].argmin())]) for places in others.values()]
+        nearest = assessment.least(among, assessment.overshoot, 1.0, 0.0)
+        return [assessment.candidate(place) for name, place in nearest.items() if name not in kept]
 
     def _pick(self, items: Sequence[Item], scores: Sequence[float]) -> Item:
         """One of those with the least score."""
         tied = min(scores) * TIE
-        return self.rng.choice([item for item, score in zip(items, scores, strict=True) if score <= tied])
+        return self._pick_tied([item for item, score in zip(items, scores, strict=True) if score <= tied])
+
+    def _pick_tied(self, items: Sequence[Item]) -> Item:
+        return items[0] if len(items) == 1 else self.rng.choice(items)
 
     def _pick_by(self, candidates: Sequence[Candidate], score: Callable[[Candidate], float]) -> Candidate:
         return self._pick(candidates, [score(candidate) for candidate in candidates])
 
-    def _figure(self, candidate: Candidate, score: Callable[[Candidate], float]) -> str:
-        unit = "s" if score is _total else f"{self.models[candidate.variant].accelerator.kind}-s"
-        return f"{candidate.variant} {score(candidate):.2g} {unit}"
+    def _figure(self, variant: str, score: float, in_seconds: bool) -> str:
+        unit = "s" if in_seconds else f"{self.models[variant].accelerator.kind}-s"
+        return f"{variant} {score:.2g} {unit}"
 
     def _of_named_variant(self, query: RouteQuery, candidates: Sequence[Candidate]) -> Choice | Refusal:
         if not candidates:
@@ -236,16 +248,8 @@ def _retry_s(query: RouteQuery, nearest: Candidate) -> float:
     return min(RETRY_MOST_S, max(RETRY_LEAST_S, late_s))
 
 
-def _cost(candidate: Candidate) -> float:
-    return candidate.prediction.cost_s
-
-
 def _ttft(candidate: Candidate) -> float:
     return candidate.prediction.ttft_s
-
-
-def _total(candidate: Candidate) -> float:
-    return candidate.prediction.total_s
 
 
 def _overshoot(candidate: Candidate) -> float:

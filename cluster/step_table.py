@@ -37,7 +37,9 @@ class StepTable:
             else:
                 assert isinstance(machine, Roofline), f"no kernel for {type(machine).__name__}"
                 row[5], row[KNEE] = machine.t0_s, 0.0
-        self.residuals: Floats = np.array([(*each.place, each.log_ratio) for each in residuals]).reshape(-1, 5)
+        # A row a coordinate: the kernel adds up many residuals at once, which must lie together for it.
+        columns = np.array([(*each.place, each.log_ratio) for each in residuals]).reshape(-1, 5)
+        self.residuals: Floats = np.ascontiguousarray(columns.T)
 
     def step_s(self, place: int, step: StepShape) -> float:
         """CostModel.step_s of the replica there."""
