@@ -42,6 +42,7 @@ bench = typer.Typer(help="Measure this machine and its models.", no_args_is_help
 for folder in (serve_app, batch_jobs, autoscaling, engine):
     folder.cli.register(app)
 engine.cli.register_bench(bench)
+autoscaling.cli.register_bench(bench)
 batch_jobs.bench.cli.register_bench(bench)
 app.add_typer(bench, name="bench")
 

@@ -28,6 +28,36 @@ def register(app: typer.Typer) -> None:
     autoscaling.simulator.cli.register(app)
 
 
+def register_bench(bench: typer.Typer) -> None:
+    bench.command("control")(bench_control)
+
+
+def bench_control(
+    config: Annotated[
+        Path | None, typer.Argument(help="fleet.yaml; without it ./fleet.yaml, else the built-in.")
+    ] = None,
+    accelerator: Annotated[str | None, typer.Option(help="Of this hardware, such as H100-80G.")] = None,
+) -> None:
+    """Microseconds a route and milliseconds a scaling decision take, beside their bounds."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from autoscaling.bench.control import decisions, routes, widened
+    from autoscaling.simulator.fleet_setup import described
+    from cluster.config import FleetConfig
+
+    fleet = described(FleetConfig.load(config), accelerator, only=None, profiles=None, cold_start_s={})
+    wide = widened(fleet)
+    figures = [*(routes(wide, count) for count in (1, 8, 64, 512)), *(decisions(wide, count) for count in (64, 1000))]
+    table = Table(title=f"{len(wide.variants)} variants, each with a measured profile", title_justify="left")
+    for column in ("what", "replicas", "median", "bound"):
+        table.add_column(column, justify="left" if column == "what" else "right")
+    for one in figures:
+        bound = "" if one.bound_s is None else f"{one.bound_s * 1e6:,.0f} us"
+        table.add_row(one.what, str(one.num_replicas), f"{one.median_s * 1e6:,.0f} us", bound)
+    Console().print(table)
+
+
 def plan(
     config: Annotated[
         Path | None, typer.Argument(help="fleet.yaml; without it ./fleet.yaml, else the built-in.")

@@ -33,6 +33,7 @@ TIE = 1.01
 RETRY_LEAST_S, RETRY_MOST_S = 0.05, 10.0
 NAMED_VARIANTS = 4
 """In a reason, of those that keep the limits; a header is one line."""
+NAMED_LEFT_OUT = 2
 STARTING_RETRY_S = 1.0
 """How soon to ask again where no replica of a fitting variant is ready."""
 
@@ -163,11 +164,12 @@ class SloRouter:
         return assessment.least(among, scores, TIE, self.rng.random())
 
     def _nearest_of_others(self, assessment: Assessment, among: Places, kept: Set[str]) -> list[Candidate]:
-        """Of each variant not kept the replica nearest to its limits."""
+        """Of the first variants not kept the replica nearest to its limits."""
         if len(kept) == len(assessment.replicas.names):
             return []
         nearest = assessment.least(among, assessment.overshoot, 1.0, 0.0)
-        return [assessment.candidate(place) for name, place in nearest.items() if name not in kept]
+        places = [place for name, place in nearest.items() if name not in kept]
+        return [assessment.candidate(place) for place in places[:NAMED_LEFT_OUT]]
 
     def _pick(self, items: Sequence[Item], scores: Sequence[float]) -> Item:
         """One of those with the least score."""

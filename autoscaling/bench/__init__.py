@@ -1,0 +1,1 @@
+"""How long the control plane takes: a route, a scaling decision."""
