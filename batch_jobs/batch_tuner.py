@@ -77,6 +77,9 @@ def choose_batch(engine: EngineChoice, sample: LengthSample, max_tokens: int, nu
     )
     if batch < best.batch:
         arithmetic += f"; but the input has {num_rows} rows"
-    # Half a batch a slice: with several slices in the engine, the end of one never leaves it less than full.
-    slice_rows = max(MIN_SLICE_ROWS, -(-batch // 2))
-    return BatchChoice(batch=batch, slice_rows=slice_rows, step_s=best.step_s, arithmetic=arithmetic)
+    return BatchChoice(batch=batch, slice_rows=slice_rows(batch), step_s=best.step_s, arithmetic=arithmetic)
+
+
+def slice_rows(batch: int) -> int:
+    """Half a batch: with several slices in the engine, the end of one never leaves it less than full."""
+    return max(MIN_SLICE_ROWS, -(-batch // 2))

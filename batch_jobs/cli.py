@@ -60,6 +60,12 @@ def generate(
     system: Annotated[str | None, typer.Option(help="System message for chats that bring none.")] = None,
     limit: Annotated[int | None, typer.Option(help="Only the first so many rows.")] = None,
     engines: Annotated[int, typer.Option(help="Engines side by side, each with a GPU or this host's CPU.")] = 1,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(
+            help="Rows that an engine runs at once; else the cost model's best, probed where the job is long."
+        ),
+    ] = None,
     rows_per_file: Annotated[int, typer.Option(help="Of the results.")] = 1000,
     new_run: Annotated[
         bool,
@@ -93,6 +99,7 @@ def generate(
         system=system,
         format=file_format.value,
         num_engines=engines,
+        batch_size=batch_size,
         rows_per_file=rows_per_file,
         new_run=new_run,
     )

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from batch_jobs.batch_tuner import BatchChoice, LengthSample, choose_batch, sample_head
+from batch_jobs.batch_probe import Work, best_of, candidates, pays, probe
+from batch_jobs.batch_tuner import BatchChoice, LengthSample, choose_batch, sample_head, slice_rows
 from batch_jobs.engine_choice import EngineChoice, choose_engine
 from batch_jobs.fingerprint import Fingerprint, code_digest, files_digest
 from batch_jobs.generator import sequence_limit
@@ -68,6 +69,8 @@ class GenerateJob:
     format: FileFormat = "jsonl"
     rows_per_file: int = 1000
     num_engines: int = 1
+    batch_size: int | None = None
+    """None: by the cost model, and by a probe where the job is long."""
     new_run: bool = False
     """Sets aside what an earlier run left, whatever it was."""
 
@@ -79,6 +82,7 @@ class GenerateJob:
             ("seed", self.seed, 0, 2**63 - 1),
             ("limit", self.limit, 1, 2**63 - 1),
             ("engines", self.num_engines, 1, 4096),
+            ("batch-size", self.batch_size, 1, 4096),
             ("rows-per-file", self.rows_per_file, 1, 2**31 - 1),
         ):
             if value is not None and not least <= value <= most:
@@ -199,12 +203,37 @@ def _run(prepared: PreparedJob, folder: JobFolder, console: Console) -> Batch | 
     batch = None
     if left:
         sample = sample_head(prepared.files, prepared.job.columns, prepared.encoder)
-        batch = Batch(choice=choose_batch(prepared.engine, sample, prepared.job.max_tokens, num_rows), sample=sample)
-        console.print(f"batch size {batch.choice.batch}: {batch.choice.arithmetic}", highlight=False)
-        if not _generate(prepared, folder, left, batch, console):
-            return batch
+        batch = Batch(choice=_batch(prepared, sample, num_rows), sample=sample)
+        with job_ray():
+            batch = _tuned(prepared, batch, num_rows - folder.counts.rows, console)
+            console.print(f"batch size {batch.choice.batch}: {batch.choice.arithmetic}", highlight=False)
+            if not _generate(prepared, folder, left, batch, console):
+                return batch
     folder.finish()
     return batch
+
+
+def _batch(prepared: PreparedJob, sample: LengthSample, num_rows: int) -> BatchChoice:
+    choice = choose_batch(prepared.engine, sample, prepared.job.max_tokens, num_rows)
+    asked = prepared.job.batch_size
+    if asked is None:
+        return choice
+    return replace(choice, batch=asked, slice_rows=slice_rows(asked), arithmetic="asked for by --batch-size")
+
+
+def _tuned(prepared: PreparedJob, batch: Batch, rows_left: int, console: Console) -> Batch:
+    """By a probe, where the job is long enough for that; on one of the hosts or GPUs that will run the rows."""
+    engine, choice = prepared.engine, batch.choice
+    work = Work.of(batch.sample, prepared.job.max_tokens)
+    tried = candidates(choice, engine, work, rows_left)
+    if prepared.job.batch_size is not None or len(tried) < 2 or not pays(engine, work, choice, rows_left):
+        return batch
+    import ray
+
+    with console.status("probing batch sizes"):
+        remote = ray.remote(num_cpus=0, num_gpus=engine.spec.num_gpus, max_calls=1)(probe)
+        found = ray.get(remote.remote(engine, work, tried, _longest_tokens(prepared, batch)))
+    return replace(batch, choice=best_of(found, choice))
 
 
 def _left_of(file: InputFile, folder: JobFolder) -> list[InputFile]:
@@ -215,7 +244,7 @@ def _left_of(file: InputFile, folder: JobFolder) -> list[InputFile]:
 def _generate(prepared: PreparedJob, folder: JobFolder, left: list[InputFile], batch: Batch, console: Console) -> bool:
     """False where a signal ended it before all rows were done."""
     spec, job = prepared.engine.spec_for_batch(batch.choice.batch, _longest_tokens(prepared, batch)), prepared.job
-    with job_bar(console, folder.manifest.settings.num_rows, folder.counts, prepared.price_per_s) as bar, job_ray():
+    with job_bar(console, folder.manifest.settings.num_rows, folder.counts, prepared.price_per_s) as bar:
         from batch_jobs.pipeline import plan, quiet_ray_data  # Ray: only once its authentication is set
 
         sign = StopSign()
