@@ -1,12 +1,14 @@
 """A job end to end: real files, real Ray, the real model; and what a killed or interrupted job leaves."""
 
 import json
+import os
 import random
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -107,30 +109,40 @@ from batch_jobs.cli import interruptible
 from batch_jobs.generate import GenerateJob, run_generate
 from cluster.config import FleetConfig
 job = GenerateJob(inputs=(sys.argv[1],), output=Path(sys.argv[2]), config=FleetConfig.built_in(), variant="int8",
-                  max_tokens=8, rows_per_file=4)
+                  max_tokens=8, rows_per_file=4, raw=True)
 with interruptible():
     sys.exit(not run_generate(job).is_finished)
 """
 
 
-NUM_LINES = 120
-
-
-def test_a_job_goes_on_after_a_kill_and_after_a_polite_end(checkpoint: Path, tmp_path: Path) -> None:
+def test_a_killed_job_goes_on_where_it_was(ray_running: None, tmp_path: Path) -> None:
     """Its engine's death it does not even notice; each row is there once in the end."""
-    runs = Runs(tmp_path, NUM_LINES)
+    runs = Runs(tmp_path, 120)
     with runs.started() as process:
         family = runs.when_files_grow(process, 1)
         named(family, "engine.process_main").kill()  # type: ignore[union-attr]
         runs.when_files_grow(process, 5)
         process.kill()
     runs.wait_for_end(family)
-    with runs.started() as process:
-        family = runs.when_files_grow(process, 1)
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == 1
-    runs.wait_for_end(family)
-    assert runs.started().wait(120) == 0
+    assert run_generate(runs.job).is_finished
+    runs.check()
+
+
+def test_a_signal_ends_a_job_politely_and_it_goes_on(ray_running: None, tmp_path: Path) -> None:
+    runs = Runs(tmp_path, 200)
+
+    def ask_once_there_is_a_file() -> None:
+        wait_for(lambda: any(runs.out.glob("*.jsonl")), 120)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with ThreadPoolExecutor(1) as pool:
+        asking = pool.submit(ask_once_there_is_a_file)
+        first = run_generate(runs.job)
+        asking.result()
+    assert not first.is_finished
+    assert 0 < first.rows < 200
+    second = run_generate(runs.job)
+    assert (second.is_finished, second.rows_before) == (True, first.rows)
     runs.check()
 
 
@@ -163,6 +175,15 @@ class Runs:
         self._num_lines = num_lines
         (folder / "in.txt").write_text("".join(f"Tell me story {i}.\n" for i in range(num_lines)))
         self._command = [sys.executable, "-c", SCRIPT, str(folder / "in.txt"), str(self.out)]
+        self.job = GenerateJob(
+            inputs=(str(folder / "in.txt"),),
+            output=self.out,
+            config=FleetConfig.built_in(),
+            variant="int8",
+            max_tokens=8,
+            rows_per_file=4,
+            raw=True,
+        )
 
     def started(self) -> "subprocess.Popen[bytes]":
         return subprocess.Popen(self._command, stderr=subprocess.DEVNULL)
