@@ -71,13 +71,14 @@ class JobFolder:
         `count_rows` is asked of a new job only: the whole input, approximately.
         """
         refuse_foreign(path)
+        num_rows = count_rows() if Manifest.read(path) is None else 0  # first: an empty input leaves no folder behind
         try:
             (path / JOB_FOLDER).mkdir(parents=True, exist_ok=True)
             lock = _locked(path)
         except OSError as error:
             raise UserError(f"{path}: cannot be written: {error.strerror}; give another folder with -o") from None
         try:
-            manifest = _manifest(path, fingerprint, count_rows)
+            manifest = _manifest(path, fingerprint, num_rows)
             folder = cls(
                 path=path,
                 format=file_format,
@@ -246,14 +247,14 @@ def full_disk_told(path: Path) -> Iterator[None]:
         raise UserError(f"{path}: {error.strerror}; free some: the same command goes on where this one ended") from None
 
 
-def _manifest(path: Path, fingerprint: Fingerprint, count_rows: Callable[[], int]) -> Manifest:
+def _manifest(path: Path, fingerprint: Fingerprint, num_rows: int) -> Manifest:
     manifest = Manifest.read(path)
     if manifest is None:
         settings = Settings(
             format=FORMAT,
             digest=fingerprint.digest,
             fingerprint=dict(fingerprint.settings),
-            num_rows=count_rows(),
+            num_rows=num_rows,
             started_at=_now(),
         )
         return Manifest.create(path, settings)

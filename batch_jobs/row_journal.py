@@ -38,6 +38,6 @@ def read_journal(path: Path, schema: pa.Schema) -> pa.Table:
         with path.open("rb") as stream, pa.ipc.open_stream(stream) as reader:
             for batch in reader:
                 batches.append(batch)
-    except (FileNotFoundError, pa.ArrowInvalid, OSError):
-        pass  # the tail that a kill cut off
+    except (pa.ArrowInvalid, OSError):
+        pass  # no journal, or the tail that a kill cut off
     return pa.Table.from_batches([batch for batch in batches if batch.schema.equals(schema)], schema)

@@ -182,6 +182,15 @@ def test_foreign_results_and_lost_files_are_named(tmp_path: Path) -> None:
         opened(tmp_path / "out")
 
 
+def test_an_input_without_rows_leaves_nothing_behind(tmp_path: Path) -> None:
+    def no_rows() -> int:
+        raise UserError("no rows to read")
+
+    with pytest.raises(UserError, match="no rows"):
+        JobFolder.open(tmp_path / "out", Fingerprint(settings=SETTINGS), "jsonl", 8, no_rows)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_former_run_is_set_aside_whole(tmp_path: Path) -> None:
     run_on(tmp_path / "out")
     assert set_aside(tmp_path / "out") == tmp_path / "out.run1"
