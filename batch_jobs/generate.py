@@ -15,11 +15,12 @@ from rich.console import Console
 
 from batch_jobs.batch_probe import Work, best_of, candidates, pays, probe
 from batch_jobs.batch_tuner import BatchChoice, LengthSample, choose_batch, sample_head, slice_rows
+from batch_jobs.disk import full_disk_told
 from batch_jobs.engine_choice import EngineChoice, choose_engine
 from batch_jobs.fingerprint import Fingerprint, code_digest, files_digest
 from batch_jobs.generator import sequence_limit
 from batch_jobs.input_files import InputFile, approximate_rows, file_end, find_input_files
-from batch_jobs.job_folder import PLACED_SCHEMA, JobFolder, full_disk_told, refuse_foreign, set_aside
+from batch_jobs.job_folder import PLACED_SCHEMA, JobFolder, refuse_foreign, set_aside
 from batch_jobs.job_list import note_job
 from batch_jobs.job_manifest import Counts
 from batch_jobs.local_ray import job_ray

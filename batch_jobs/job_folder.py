@@ -7,11 +7,9 @@ in _job/. It knows nothing of prompts, engines and Ray.
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,6 +18,7 @@ from typing import BinaryIO
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from batch_jobs.disk import sync_folder
 from batch_jobs.fingerprint import Fingerprint
 from batch_jobs.job_manifest import (
     FORMAT,
@@ -30,7 +29,6 @@ from batch_jobs.job_manifest import (
     Manifest,
     Part,
     Settings,
-    sync_folder,
 )
 from batch_jobs.reading import PLACE, PLACE_TYPE, places_of
 from batch_jobs.row_journal import RowJournal, read_journal
@@ -235,16 +233,6 @@ def is_running(path: Path) -> bool:
     except UserError:
         return True
     return False
-
-
-@contextmanager
-def full_disk_told(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise
-        raise UserError(f"{path}: {error.strerror}; free some: the same command goes on where this one ended") from None
 
 
 def _manifest(path: Path, fingerprint: Fingerprint, num_rows: int) -> Manifest:

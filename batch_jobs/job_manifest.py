@@ -12,6 +12,7 @@ from pathlib import Path
 
 import msgspec
 
+from batch_jobs.disk import sync_folder
 from batch_jobs.row_places import DoneRows, Span
 from cluster.errors import UserError
 
@@ -142,15 +143,6 @@ class Manifest:
             self.parts.append(entry)
         else:
             self.is_finished = True
-
-
-def sync_folder(path: Path) -> None:
-    """A rename is on disk only once its folder is."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _whole_lines(path: Path) -> list[bytes]:

@@ -86,9 +86,9 @@ def evaluate(
 
 
 def _write(report: EvaluateReport, output: Path, console: Console) -> None:
+    from batch_jobs.disk import write_whole
     from batch_jobs.evaluate.pictures import draw_pictures
     from batch_jobs.evaluate.report import report_path
-    from batch_jobs.evaluate.whole_file import write_whole
 
     path = report_path(output)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -8,9 +8,9 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from batch_jobs.disk import write_whole
 from batch_jobs.evaluate.label_places import place_labels
 from batch_jobs.evaluate.report import EvaluateReport, VariantScore
-from batch_jobs.evaluate.whole_file import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from batch_jobs.disk import write_whole
 from batch_jobs.evaluate.report import EvaluateReport, VariantScore
-from batch_jobs.evaluate.whole_file import write_whole
 from cluster.config import register_quality
 
 QUALITY_LINE = re.compile(r"^Quality: .*$", re.MULTILINE)

@@ -14,11 +14,12 @@ from typing import Any
 
 from torch import Tensor
 
+from batch_jobs.disk import sync_folder
 from batch_jobs.quantize.layer_store import LayerStore, PartialFolder
 from batch_jobs.quantize.matrices import outer_tensors
 from batch_jobs.quantize.model_card import model_card
 from batch_jobs.quantize.report import QuantizeReport
-from batch_jobs.quantize.safetensors_file import sync_folder, write_safetensors, write_text
+from batch_jobs.quantize.safetensors_file import write_safetensors, write_text
 from batch_jobs.quantize.source_model import SourceTensors
 from cluster.errors import UserError
 

@@ -5,15 +5,14 @@ It knows no command line and no method's arithmetic; whoever calls `run_quantize
 
 from __future__ import annotations
 
-import errno
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from rich.console import Console
 
+from batch_jobs.disk import full_disk_told
 from batch_jobs.local_ray import job_ray
 from batch_jobs.quantize.calibration import Calibration, CalibrationSettings, read_calibration
 from batch_jobs.quantize.checkpoint_writer import empty_assembly, put_in_place, refuse_output, write_rest, write_tensors
@@ -94,7 +93,7 @@ def run_quantize(job: QuantizeJob, console: Console | None = None, run_blocks: R
     partial = PartialFolder.of(job.output)
     partial.open()
     try:
-        with _full_disk_told(partial.path):
+        with full_disk_told(partial.path):
             report = _run(prepared, partial, console, run_blocks, started_s)
             partial.remove()
     finally:
@@ -184,15 +183,3 @@ def _assemble(
         write_rest(source, report, quantization_config(prepared.settings), folder)
     put_in_place(folder, prepared.job.output)
     return report
-
-
-@contextmanager
-def _full_disk_told(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise
-        raise UserError(
-            f"{path}: {error.strerror}; free some, or give another -o; the same command goes on where this one ended"
-        ) from None

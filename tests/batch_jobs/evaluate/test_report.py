@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from batch_jobs.disk import write_whole
 from batch_jobs.evaluate.report import EvaluateReport, check_output, report_path
 from batch_jobs.evaluate.table import provenance, scores_table
-from batch_jobs.evaluate.whole_file import write_whole
 from cluster.errors import UserError
 from tests.batch_jobs.evaluate.reports import NOTE, report_of, score_of
 
