@@ -197,7 +197,7 @@ class Runs:
 
     def wait_for_end(self, family: list[psutil.Process]) -> None:
         wait_for(lambda: not any(is_running(member) for member in family), 60)
-        assert all(json.loads(line)["text"] for file in self.out.glob("*.jsonl") for line in file.open())
+        assert all(json.loads(line)["error"] is None for file in self.out.glob("*.jsonl") for line in file.open())
 
     def check(self) -> None:
         rows = [json.loads(line) for file in sorted(self.out.glob("*.jsonl")) for line in file.open()]
