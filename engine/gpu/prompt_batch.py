@@ -33,10 +33,13 @@ class PromptBatch:
         slots = np.concatenate([_slots(chunk, block_size) for chunk in chunks])
         rows = np.array([chunk.sequence.slot for chunk in chunks])
         parts = [tokens, positions, slots, rows, query_starts, starts]
-        flat = torch.from_numpy(np.concatenate(parts).astype(np.int32))
+        flat = torch.from_numpy(np.concatenate([_padded(part) for part in parts]).astype(np.int32))
         if block_tables.is_cuda:
             flat = flat.pin_memory().to(block_tables.device, non_blocking=True)
-        token_ids, positions, slots, rows, query_starts, starts = flat.split([len(part) for part in parts])
+        token_ids, positions, slots, rows, query_starts, starts = (
+            whole[: len(part)]
+            for whole, part in zip(flat.split([len(_padded(part)) for part in parts]), parts, strict=True)
+        )
         return cls(
             token_ids=token_ids,
             context=PromptContext(
@@ -49,6 +52,12 @@ class PromptBatch:
                 longest=int(counts.max()),
             ),
         )
+
+
+def _padded(part: np.ndarray) -> np.ndarray:
+    """To whole 16 bytes, so that every part begins at such a place: Triton compiles a kernel for each combination of
+    arguments that do and that do not, half a second each time one is new."""
+    return np.pad(part, (0, -len(part) % 4))
 
 
 def _slots(chunk: ScheduledChunk, block_size: int) -> np.ndarray:

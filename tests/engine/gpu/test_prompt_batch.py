@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from cluster.request import GenerationRequest, SamplingParams
@@ -64,3 +65,11 @@ def test_arrays_are_as_the_kernels_take_them(device: str) -> None:
     for array in (*arrays, context.context_lens):
         assert array.dtype == torch.int32
         assert array.device.type == torch.device(device).type
+
+
+@pytest.mark.parametrize("lengths", [(1,), (5, 2), (3, 3, 3), (16, 1, 7, 2, 9)])
+def test_every_array_begins_at_whole_16_bytes(lengths: tuple[int, ...], device: str) -> None:
+    """Else Triton compiles another kernel in the middle of a run."""
+    context = batch_of([a_chunk(slot, n, 0, n, [*range(4)]) for slot, n in enumerate(lengths)], device).context
+    for array in (context.positions, context.slots, context.rows, context.query_starts, context.context_lens):
+        assert array.data_ptr() % 16 == 0

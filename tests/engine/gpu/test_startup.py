@@ -9,9 +9,11 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from random import Random
 
 import pytest
 import torch
+import triton
 
 from cluster.errors import UserError
 from cluster.variants import Variant
@@ -19,7 +21,7 @@ from engine.gpu.runner import GpuRunner
 from engine.gpu.startup import start_runner, widest_steps
 from tests.engine.gpu.conftest import write_checkpoint, write_smollm2_config
 from tests.engine.gpu.granted_engine import granted_spec
-from tests.engine.gpu.greedy import spec_of
+from tests.engine.gpu.greedy import generate, spec_of
 
 GRANTED = 4 * 2**30
 ROOT = Path(__file__).parents[3]
@@ -58,6 +60,32 @@ def test_a_filled_cache_and_the_widest_step_stay_within_the_grant(tmp_path: Path
     assert taken <= 1.02 * GRANTED
     # What it was granted it also uses: a capacity of a few blocks would pass the lines above.
     assert taken >= 0.9 * GRANTED
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("method", ["none", "gptq", "nf4", "int8", "fp8"])
+def test_no_kernel_is_compiled_after_the_start(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half a second for every user of the replica, each time."""
+    spec = spec_of(
+        write_smollm2_config(tmp_path),
+        "cuda",
+        Variant(name=method, method=method),
+        load_format="dummy",
+        kv_capacity_tokens=16384,
+        max_sequences=24,
+        token_budget=256,
+    )
+    runner = start_runner(spec)
+    compiled: list[str] = []
+    monkeypatch.setattr(
+        triton.knobs.runtime,
+        "jit_post_compile_hook",
+        lambda *, repr, **_: compiled.append(repr),
+    )
+    chosen = Random(20261123)
+    prompts = [[chosen.randrange(3, 40_000) for _ in range(chosen.randint(1, 400))] for _ in range(120)]
+    generate(spec, runner, prompts, num_tokens=12)
+    assert compiled == []
 
 
 @pytest.mark.gpu
