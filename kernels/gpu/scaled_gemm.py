@@ -227,7 +227,7 @@ def _dot(a, b, acc, ON_GPU: tl.constexpr):
         return tl.dot(a.to(tl.float32), b.to(tl.float32), acc)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])
 def _scaled_gemm_kernel(
     a_tiles,
     w_tiles,
@@ -334,7 +334,7 @@ def _scaled_gemm_kernel(
     tl.store(to + (in_m[:, None] * N + in_n[None, :]), value.T.to(out.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])
 def _add_splits_kernel(
     partial,
     w_scale,

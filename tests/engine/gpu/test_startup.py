@@ -73,7 +73,7 @@ def test_no_kernel_is_compiled_after_the_start(method: str, tmp_path: Path, monk
         load_format="dummy",
         kv_capacity_tokens=16384,
         max_sequences=24,
-        token_budget=256,
+        token_budget=2048,
     )
     runner = start_runner(spec)
     compiled: list[str] = []
