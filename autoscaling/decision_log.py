@@ -1,23 +1,33 @@
 """Every scaling decision with what it was made from, as JSON lines that replay to the same decisions; it makes none.
 
-The first line describes the fleet, each further one is an observation and the decision on it: a run of the policy from
-the first line on gives every decision again, on any machine. Times are Unix seconds.
+The first line describes the fleet and what the policy remembered then, each further one is an observation and the
+decision on it: a run of the policy from the first line on gives every decision again, on any machine. Times are Unix
+seconds. A log that has grown to MOST_BYTES is set aside and another begun beside it, which goes on where it ended.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import logging
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from itertools import count
 from pathlib import Path
 
 import msgspec
 
+from autoscaling.demand import ClassSeries
 from autoscaling.fleet_description import FleetDescription
 from autoscaling.scaling import FleetObservation, ScalingDecision
 from cluster.errors import UserError
 
 FORMAT = 1
+MOST_BYTES = 64 * 2**20
+"""Of one file: some weeks of decisions every 10 s on ten replicas."""
+KEPT_FILES = 4
+"""Beside the one that is written."""
+log = logging.getLogger("ray.serve")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +36,8 @@ class Header:
     fleet: FleetDescription
     dry_run: bool = False
     """Decided, and not acted upon."""
+    memory: Mapping[str, ClassSeries] = field(default_factory=dict)
+    """Of the policy, before the first decision here; empty where it had seen nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,15 +54,56 @@ class Entry:
 class DecisionLog:
     """Appends; a line is whole or missing, since each is one write of a file opened for appending."""
 
-    def __init__(self, path: Path, fleet: FleetDescription, *, dry_run: bool = False) -> None:
+    def __init__(
+        self, path: Path, fleet: FleetDescription, *, dry_run: bool = False, most_bytes: int = MOST_BYTES
+    ) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._path = path
-        path.write_bytes(msgspec.json.encode(Header(format=FORMAT, fleet=fleet, dry_run=dry_run)) + b"\n")
+        self._header = Header(format=FORMAT, fleet=fleet, dry_run=dry_run)
+        self._most_bytes = most_bytes
+        self._begin({})
 
-    def append(self, at_s: float, observation: FleetObservation, decision: ScalingDecision) -> None:
-        entry = Entry(at_s=at_s, observation=observation, decision=decision)
+    def append(
+        self,
+        at_s: float,
+        observation: FleetObservation,
+        decision: ScalingDecision,
+        memory: Mapping[str, ClassSeries] | None = None,
+    ) -> None:
+        """`memory` of the policy after the decision; without it the log grows for ever."""
+        line = msgspec.json.encode(Entry(at_s=at_s, observation=observation, decision=decision)) + b"\n"
         with self._path.open("ab") as stream:
-            stream.write(msgspec.json.encode(entry) + b"\n")
+            stream.write(line)
+            size = stream.tell()
+        if memory is not None and size >= self._most_bytes:
+            set_aside(self._path)
+            self._begin(memory)
+
+    def _begin(self, memory: Mapping[str, ClassSeries]) -> None:
+        self._path.write_bytes(msgspec.json.encode(replace(self._header, memory=memory)) + b"\n")
+
+
+def opened_log(path: Path, fleet: FleetDescription, *, dry_run: bool) -> DecisionLog | None:
+    """A new one; what lies there from a policy before is set aside. None, with a word why, where it cannot be."""
+    try:
+        if path.exists():
+            set_aside(path)
+        return DecisionLog(path, fleet, dry_run=dry_run)
+    except OSError as error:
+        log.error("no decision log: %s", error)
+        return None
+
+
+def set_aside(path: Path) -> None:
+    """Beside where it was, named by the time of its last decision; the oldest beyond KEPT_FILES of them are removed."""
+    ended = datetime.fromtimestamp(path.stat().st_mtime, UTC)
+    stem = f"{path.stem}-{ended:%Y%m%d-%H%M%S}"
+    names = (f"{stem}{f'-{number}' if number else ''}{path.suffix}" for number in count())
+    path.rename(next(place for place in map(path.with_name, names) if not place.exists()))
+    aside = re.compile(rf"{re.escape(path.stem)}-\d{{8}}-\d{{6}}(-\d+)?{re.escape(path.suffix)}")
+    older = [other for other in path.parent.iterdir() if aside.fullmatch(other.name)]
+    for other in sorted(older, key=lambda other: other.stat().st_mtime)[:-KEPT_FILES]:
+        other.unlink()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,6 +145,8 @@ def entries(path: Path) -> Iterator[Entry]:
 
 def replay(path: Path) -> Iterator[Replayed]:
     """Every decision made again from the first line on."""
-    policy = read_header(path).fleet.policy()
+    header = read_header(path)
+    policy = header.fleet.policy()
+    policy.resume(header.memory)
     for entry in entries(path):
         yield Replayed(entry=entry, again=policy.decide(entry.observation))

@@ -55,6 +55,8 @@ def explain(entry: Entry) -> str:
                 f"  {traffic.slo_class}: {traffic.arrivals} requests arrived in {traffic.window_s:.0f} s"
                 f" ({mean:.0f} prompt tokens each), {traffic.finished} ended, {traffic.refused} refused"
             )
+        if traffic.waiting:
+            lines.append(f"  {traffic.slo_class}: {traffic.waiting} requests wait in the ingresses")
     for load in seen.loads:
         lines.append(
             f"  {load.replica_id} ({load.variant}): {load.decode_sequences} decoding, {load.waiting_requests} waiting,"
@@ -65,6 +67,8 @@ def explain(entry: Entry) -> str:
         lines.append(f"  starting: {_counts(starting)}")
     if any(seen.draining.values()):
         lines.append(f"  draining: {_counts(seen.draining)}")
+    for name, named_s in sorted(seen.named_s.items()):
+        lines.append(f"  {name} was last named by a request {seen.now_s - named_s:.0f} s before")
     lines += [f"  {part}" for part in entry.decision.reason.split("; ")]
     for name, shares in sorted(entry.decision.shares.items()):
         parts = ", ".join(f"{share:.0%} to {variant}" for variant, share in sorted(shares.items()))

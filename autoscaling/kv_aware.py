@@ -2,7 +2,8 @@
 
 It grows to the forecast of the time that a cold start takes, and shrinks to the recent peak only where the smaller
 fleet would still hold it with more headroom than growing asks for: so neither noise nor N / (N - 1) makes it swing.
-A change of variants is a growth first; what it makes superfluous goes once the new replicas run.
+A change of variants is a growth first; what it makes superfluous goes once the new replicas run. What requests wait for
+or name is kept, and so is everything while too little was seen to shrink (autoscaling/kept_replicas.py).
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from autoscaling.demand import ClassDemand, DemandForecast, DemandSettings
+from autoscaling.demand import ClassDemand, ClassSeries, DemandForecast, DemandSettings
 from autoscaling.fleet_plan import FleetPlan, FleetTerms, cheapest_plan, plan_within
+from autoscaling.kept_replicas import beside, kept, within_bounds
 from autoscaling.scaling import FleetObservation, ScalingDecision
 
 
@@ -32,7 +34,16 @@ class KvAwarePolicy:
     def __init__(self, terms: FleetTerms, settings: KvAwareSettings) -> None:
         self._terms = terms
         self._settings = settings
-        self._forecast = DemandForecast(settings.demand)
+        self._forecast = DemandForecast(settings.demand, terms.classes)
+
+    @property
+    def memory(self) -> Mapping[str, ClassSeries]:
+        """All that further decisions rest on beside what they are told; to be read, as JSON for example, at once."""
+        return self._forecast.classes
+
+    def resume(self, memory: Mapping[str, ClassSeries]) -> None:
+        """Goes on where another left off; `memory` is its own from now on."""
+        self._forecast.classes = dict(memory)
 
     def decide(self, observation: FleetObservation) -> ScalingDecision:
         self._forecast.observe(observation.traffic, observation.now_s)
@@ -41,21 +52,26 @@ class KvAwarePolicy:
         running = _running(observation, self._terms)
         current = {name: count + len(observation.starting.get(name, ())) for name, count in running.items()}
         target, why = self._target(expected, current, running)
-        target = _beside_draining(target, current, self._terms.budget_replicas - sum(observation.draining.values()))
+        holding = kept(target, current, observation, self._terms, self._settings.demand)
+        target = _beside_draining(
+            holding.replicas, current, self._terms.budget_replicas - sum(observation.draining.values())
+        )
         shared = plan_within(expected, self._terms, 0.0, running)
-        return ScalingDecision(replicas=target, shares=shared.shares if shared else {}, reason=why)
+        return ScalingDecision(
+            replicas=target, shares=shared.shares if shared else {}, reason="; ".join([*holding.reasons, why])
+        )
 
     def _target(
         self, expected: Sequence[ClassDemand], current: Mapping[str, int], running: Mapping[str, int]
     ) -> tuple[Mapping[str, int], str]:
         terms, headroom = self._terms, self._settings.headroom
-        if not _within_bounds(current, terms):
+        if not within_bounds(current, terms):
             plan = cheapest_plan(expected, terms, headroom)
             return plan.replicas, f"outside its bounds: {plan.arithmetic()}"
         stays = plan_within(expected, terms, headroom, current)
         if stays is None:
             plan = self._grown(expected, current)
-            return _beside(plan.replicas, current, terms.budget_replicas), f"grows: {plan.arithmetic()}"
+            return beside(plan.replicas, current, terms.budget_replicas), f"grows: {plan.arithmetic()}"
         held = _larger_of_each(expected, self._forecast.held())
         smaller = cheapest_plan(held, terms, min(0.95, headroom + self._settings.hysteresis))
         if smaller.cost_per_s >= stays.cost_per_s or smaller.short > 0:
@@ -63,7 +79,7 @@ class KvAwarePolicy:
         ready = {name: min(count, running[name]) for name, count in smaller.replicas.items()}
         if plan_within(expected, terms, headroom, ready) is None:
             # The cheaper fleet does not run yet: first what it has more of, then what it has less of.
-            both = _beside(smaller.replicas, current, terms.budget_replicas)
+            both = beside(smaller.replicas, current, terms.budget_replicas)
             return both, f"grows towards a cheaper fleet: {smaller.arithmetic()}"
         return smaller.replicas, f"shrinks: {smaller.arithmetic()}"
 
@@ -83,11 +99,6 @@ def _running(observation: FleetObservation, terms: FleetTerms) -> dict[str, int]
     return counts
 
 
-def _within_bounds(replicas: Mapping[str, int], terms: FleetTerms) -> bool:
-    each = all(terms.bounds[name].min <= count <= terms.bounds[name].max for name, count in replicas.items())
-    return each and sum(replicas.values()) <= terms.budget_replicas
-
-
 def _larger_of_each(first: Sequence[ClassDemand], second: Sequence[ClassDemand]) -> list[ClassDemand]:
     larger = {entry.slo_class: entry for entry in first}
     for entry in second:
@@ -95,17 +106,6 @@ def _larger_of_each(first: Sequence[ClassDemand], second: Sequence[ClassDemand])
         if other is None or other.rate_per_s < entry.rate_per_s:
             larger[entry.slo_class] = entry
     return [larger[name] for name in sorted(larger)]
-
-
-def _beside(wanted: Mapping[str, int], current: Mapping[str, int], budget_replicas: int) -> dict[str, int]:
-    """What is wanted, and what runs besides until that is ready, as far as the budget goes."""
-    both = {name: max(count, current.get(name, 0)) for name, count in wanted.items()}
-    while sum(both.values()) > budget_replicas:
-        name = max(both, key=lambda name: (both[name] - wanted[name], name))
-        if both[name] == wanted[name]:
-            break
-        both[name] -= 1
-    return both
 
 
 def _beside_draining(target: Mapping[str, int], current: Mapping[str, int], available: int) -> dict[str, int]:

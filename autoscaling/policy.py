@@ -1,8 +1,8 @@
 """FleetPolicy: Ray Serve's application-level autoscaling policy around KvAwarePolicy; it imports no Ray.
 
-Serve calls it ten times a second with one context a deployment; it decides once an interval and gives the last targets
-in between. A policy that was just made, as after a restart of Serve's controller, has seen no traffic: it keeps what
-runs, grows as soon as it has seen an interval, and shrinks only when it has seen as much as shrinking rests on.
+Serve calls it ten times a second with one context a deployment; it makes an observation of them and has it decided on
+once an interval, or at once where requests wait for what does not run. In between it gives the last targets, and before
+the first decision what is there. It changes no decision, so the log of them is what happened.
 """
 
 from __future__ import annotations
@@ -11,21 +11,21 @@ import logging
 from collections import deque
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
 
-from autoscaling.decision_log import DecisionLog
+from autoscaling.decision_log import opened_log
 from autoscaling.fleet_description import FleetDescription, VariantTerms
 from autoscaling.scaling import FleetObservation, ScalingDecision
 from autoscaling.serve_contexts import Report, ServingContext, reports
 from autoscaling.serving_stats import (
+    AWAITED,
     DRAINING,
     LOAD_FIELDS,
     NAMED,
-    WAITING,
+    QUEUED,
     Stats,
     load_of,
     of_variants,
@@ -79,7 +79,7 @@ class FleetPolicy:
     ) -> None:
         self._fleet = msgspec.convert(fleet, FleetDescription)
         self._planner = self._fleet.policy()
-        self._log = decision_log(Path(log_path), self._fleet, dry_run=dry_run) if log_path else None
+        self._log = opened_log(Path(log_path), self._fleet, dry_run=dry_run) if log_path else None
         self._on_decision = on_decision
         self._on_ready = on_ready
         self._starting: dict[str, Starting] = {}
@@ -108,8 +108,7 @@ class FleetPolicy:
             self._counted = dict(ingresses) or None
         elif self._is_due(now_s, ingresses):
             self._decide(variants, ingresses, now_s)
-        waiting = sum(report.stats.get(WAITING, 0.0) for report in ingresses.values())
-        targets = self._wanted(variants, waiting > 0, now_s)
+        targets = {name: self._targets.get(name, each.target_num_replicas) for name, each in variants.items()}
         return {id: targets[c.deployment_name] for id, c in contexts.items() if c.deployment_name in targets}, {}
 
     def _is_due(self, now_s: float, ingresses: Mapping[str, Report]) -> bool:
@@ -117,14 +116,14 @@ class FleetPolicy:
         if now_s - self._decided_s >= self._fleet.settings.interval_s:
             return True
         growth, _ = self._since_last(ingresses)
-        self._note_named(growth, now_s)
-        if any(each.running or each.asked_s for each in self._starting.values()):
-            return False
-        return any(growth.get(f"arrivals/{name}", 0) for name in self._fleet.classes)
+        there = {name for name, each in self._starting.items() if each.running or each.asked_s}
+        named = {name for name, count in of_variants(growth, NAMED, self._fleet.variants).items() if count > 0}
+        arrived = any(growth.get(f"arrivals/{name}", 0) for name in self._fleet.classes)
+        return bool(named - there) or (arrived and not there)
 
     def _decide(self, variants: Mapping[str, ServingContext], ingresses: Mapping[str, Report], now_s: float) -> None:
         growth, window_s = self._since_last(ingresses)
-        self._note_named(growth, now_s)
+        self._note_named(growth, ingresses, now_s)
         draining: dict[str, int] = {}
         for report in ingresses.values():
             for name, count in of_variants(report.stats, DRAINING, variants).items():
@@ -137,7 +136,12 @@ class FleetPolicy:
                 for name, each in self._starting.items()
             },
             draining=draining,
-            traffic=tuple(traffic_of(growth, name, window_s) for name in self._fleet.classes),
+            traffic=tuple(
+                traffic_of(growth, name, window_s, waiting=_total(ingresses, f"{QUEUED}/{name}"))
+                for name in self._fleet.classes
+            ),
+            began_s=self._began_s,
+            named_s=dict(self._named_s),
         )
         decision = self._planner.decide(observation)
         self._targets = dict(decision.replicas)
@@ -145,26 +149,6 @@ class FleetPolicy:
         self._write(observation, decision)
         if self._on_decision is not None:
             self._on_decision(now_s, decision)
-
-    def _wanted(self, variants: Mapping[str, ServingContext], is_awaited: bool, now_s: float) -> dict[str, int]:
-        """What runs until a decision has been made; and while too little was seen to shrink, no less than that.
-
-        `is_awaited`: requests wait in an ingress, perhaps for the first replica of a variant: no last one is taken.
-        """
-        demand = self._fleet.settings.demand
-        present = {name: context.target_num_replicas for name, context in variants.items()}
-        wanted = {name: self._targets.get(name, count) for name, count in present.items()}
-        if self._began_s is not None and now_s - self._began_s < demand.hold_s:
-            grown = {name: max(count, present[name]) for name, count in wanted.items()}
-            wanted = grown if sum(grown.values()) <= self._fleet.budget_replicas else present
-        if is_awaited:
-            wanted = {name: max(count, min(1, present[name])) for name, count in wanted.items()}
-        for name, named_s in self._named_s.items():
-            # Requests that name a variant can go nowhere else, whatever is cheapest for their class.
-            has_room = sum(wanted.values()) < self._fleet.budget_replicas
-            if wanted.get(name) == 0 and has_room and now_s - named_s < demand.idle_s:
-                wanted[name] = 1
-        return wanted
 
     def _since_last(self, ingresses: Mapping[str, Report]) -> tuple[Stats, float]:
         """The growth of all ingresses' counters together, and over how long; 0 s where none has reported anew."""
@@ -178,9 +162,10 @@ class FleetPolicy:
             window_s = max(window_s, report.at_s - (before.at_s if before else self._decided_s))
         return total, max(0.0, window_s)
 
-    def _note_named(self, growth: Mapping[str, float], now_s: float) -> None:
-        for variant, count in of_variants(growth, NAMED, self._fleet.variants).items():
-            if count > 0:
+    def _note_named(self, growth: Mapping[str, float], ingresses: Mapping[str, Report], now_s: float) -> None:
+        named = of_variants(growth, NAMED, self._fleet.variants)
+        for variant, count in named.items():
+            if count > 0 or _total(ingresses, f"{AWAITED}/{variant}"):
                 self._named_s[variant] = now_s
 
     def _follow_starts(self, variants: Mapping[str, ServingContext], now_s: float) -> None:
@@ -203,22 +188,14 @@ class FleetPolicy:
         if self._log is None:
             return
         try:
-            self._log.append(observation.now_s, observation, decision)
+            self._log.append(observation.now_s, observation, decision, self._planner.memory)
         except OSError as error:
             log.error("the decision log ends here: %s", error)
             self._log = None
 
 
-def decision_log(path: Path, fleet: FleetDescription, *, dry_run: bool) -> DecisionLog | None:
-    """A new one; what lies there from a policy before stays beside it, named by the time of its last decision."""
-    try:
-        if path.exists():
-            ended = datetime.fromtimestamp(path.stat().st_mtime, UTC)
-            path.rename(path.with_name(f"{path.stem}-{ended:%Y%m%d-%H%M%S}{path.suffix}"))
-        return DecisionLog(path, fleet, dry_run=dry_run)
-    except OSError as error:
-        log.error("no decision log: %s", error)
-        return None
+def _total(ingresses: Mapping[str, Report], name: str) -> int:
+    return round(sum(report.stats.get(name, 0.0) for report in ingresses.values()))
 
 
 def _load(replica_id: str, terms: VariantTerms, report: Report | None) -> Load:

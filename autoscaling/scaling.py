@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from cluster.load import Load
@@ -22,6 +22,8 @@ class ClassTraffic:
     """Of all that finished."""
     finished: int
     refused: int
+    waiting: int = 0
+    """Now, in ingresses: requests that no replica has."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +35,10 @@ class FleetObservation:
     """Variant -> when each starting replica was asked for."""
     draining: Mapping[str, int]
     traffic: tuple[ClassTraffic, ...]
+    began_s: float | None = None
+    """Since when the fleet is watched; None: for as long as it matters."""
+    named_s: Mapping[str, float] = field(default_factory=dict)
+    """Variant -> when a request that names it last arrived or waited."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,6 +17,7 @@ Stats = dict[str, float]
 LOAD_FIELDS = {field.name: float if field.type == "float" else int for field in fields(Load) if field.type != "str"}
 """By name, as what they are read again."""
 NAMED, DRAINING, WAITING = "named", "draining", "waiting"
+QUEUED, AWAITED = "queued", "awaited"
 
 
 def load_stats(load: Load) -> Stats:
@@ -65,10 +66,19 @@ class TrafficCounters:
     def refused(self, slo_class: str) -> None:
         self._of(slo_class).refused += 1
 
-    def stats(self, *, waiting: int, draining: Mapping[str, int]) -> Stats:
-        """`waiting`: requests without a first token; `draining`: by variant, the replicas that Serve stops and that
-        still stream to this ingress."""
+    def stats(
+        self, *, waiting: int, queued: Mapping[tuple[str, str | None], int], draining: Mapping[str, int]
+    ) -> Stats:
+        """`waiting`: requests without a first token; `queued`: of those, the ones that no replica has, by class and the
+        variant that they name; `draining`: by variant, the replicas that Serve stops and that still stream to this
+        ingress."""
         found = {WAITING: float(waiting)}
+        found |= dict.fromkeys([f"{QUEUED}/{name}" for name in self._classes], 0.0)
+        found |= dict.fromkeys([f"{AWAITED}/{variant}" for variant in self._named], 0.0)
+        for (slo_class, variant), count in queued.items():
+            found[f"{QUEUED}/{self._known(slo_class)}"] += count
+            if variant is not None:
+                found[f"{AWAITED}/{variant}"] += count
         found |= {f"{NAMED}/{variant}": float(count) for variant, count in self._named.items()}
         found |= {f"{DRAINING}/{variant}": float(count) for variant, count in draining.items()}
         for name, counts in self._classes.items():
@@ -76,8 +86,11 @@ class TrafficCounters:
         return found
 
     def _of(self, slo_class: str) -> ClassCounts:
+        return self._classes[self._known(slo_class)]
+
+    def _known(self, slo_class: str) -> str:
         """Limits of a request's own count to the default class, which they were made from."""
-        return self._classes.get(slo_class) or self._classes[self._default]
+        return slo_class if slo_class in self._classes else self._default
 
 
 def since(before: Mapping[str, float], after: Mapping[str, float]) -> Stats:
@@ -85,11 +98,11 @@ def since(before: Mapping[str, float], after: Mapping[str, float]) -> Stats:
     return {name: value - before.get(name, 0.0) for name, value in after.items()}
 
 
-def traffic_of(growth: Mapping[str, float], slo_class: str, window_s: float) -> ClassTraffic:
+def traffic_of(growth: Mapping[str, float], slo_class: str, window_s: float, waiting: int) -> ClassTraffic:
     counts = {field.name: round(growth.get(f"{field.name}/{slo_class}", 0.0)) for field in fields(ClassCounts)}
-    return ClassTraffic(slo_class=slo_class, window_s=window_s, **counts)
+    return ClassTraffic(slo_class=slo_class, window_s=window_s, waiting=waiting, **counts)
 
 
 def of_variants(stats: Mapping[str, float], kind: str, variants: Iterable[str]) -> dict[str, int]:
-    """`kind`: NAMED or DRAINING."""
+    """`kind`: NAMED, AWAITED or DRAINING."""
     return {variant: round(stats.get(f"{kind}/{variant}", 0.0)) for variant in variants}

@@ -69,7 +69,9 @@ class Surface:
 
     def stats(self) -> Stats:
         """For the scaling policy: counters since the start, by class and variant."""
-        return self._gateway.traffic.stats(waiting=self._dispatcher.waiting, draining=self._view.draining())
+        return self._gateway.traffic.stats(
+            waiting=self._dispatcher.waiting, queued=self._dispatcher.queued, draining=self._view.draining()
+        )
 
     def drain(self) -> None:
         """Nothing new is taken; what runs goes on."""

@@ -7,11 +7,9 @@ from typing import Any
 
 import msgspec
 
-from autoscaling.demand import DemandSettings
 from autoscaling.fleet_description import FleetDescription, VariantTerms
 from autoscaling.fleet_plan import VariantBounds
-from autoscaling.kv_aware import KvAwareSettings
-from cluster.config import AutoscalingSection
+from autoscaling.policy_settings import policy_settings
 from cluster.engine_spec import EngineSpec
 from cluster.models import cache_dir
 from engine.profiling import profile_path
@@ -31,18 +29,6 @@ def fleet_description(blueprint: Blueprint) -> FleetDescription:
         classes=config.slo_classes,
         budget_replicas=blueprint.budget_replicas,
         settings=policy_settings(config.autoscaling),
-    )
-
-
-def policy_settings(section: AutoscalingSection) -> KvAwareSettings:
-    return KvAwareSettings(
-        headroom=section.headroom,
-        hysteresis=section.hysteresis,
-        swap_gain=section.swap_gain,
-        interval_s=section.interval_s,
-        demand=DemandSettings(
-            level_s=section.level_s, trend_s=section.trend_s, hold_s=section.hold_s, idle_s=section.idle_s
-        ),
     )
 
 

@@ -51,7 +51,7 @@ class Serving:
         }
         self.ingress = "ingress-0"
         self.draining: dict[str, int] = {}
-        self.waiting = 0
+        self.queued: dict[tuple[str, str | None], int] = {}
         self.silent = False
 
     def counts(self) -> dict[str, int]:
@@ -84,9 +84,12 @@ class Serving:
 
     def contexts(self) -> dict[DeploymentID, AutoscalingContext]:
         made = [self._context(d.name, d.running, d.target, self._loads(d)) for d in self.deployments.values()]
-        stats = {} if self.silent else self.counters.stats(waiting=self.waiting, draining=self.draining)
+        stats = {} if self.silent else self._stats()
         made.append(self._context(INGRESS, [self.ingress], 1, {self.ingress: stats}))
         return {context.deployment_id: context for context in made}
+
+    def _stats(self) -> dict[str, float]:
+        return self.counters.stats(waiting=sum(self.queued.values()), queued=self.queued, draining=self.draining)
 
     def _loads(self, deployment: Deployment) -> dict[str, dict[str, float]]:
         return {
@@ -259,11 +262,11 @@ def test_what_a_request_waits_for_is_not_called_off(description: FleetDescriptio
     serving = Serving(policy_of(replace(description, settings=replace(SETTINGS, demand=demand))), {"bf16": 0, "fp8": 0})
     serving.run(10)
     serving.counters.arrived("standard", 1155, variant)
-    serving.waiting = 1
+    serving.queued = {("standard", variant): 1}
     serving.run(COLD_START_S + 2 * TICK_S)
     assert sum(serving.counts().values()) >= 1
     assert variant is None or serving.counts()[variant] == 1
-    serving.waiting = 0
+    serving.queued = {}
     serving.run(20)
     assert sum(serving.counts().values()) == 0
 

@@ -7,6 +7,7 @@ from dataclasses import fields, replace
 import pytest
 
 from autoscaling.serving_stats import (
+    AWAITED,
     DRAINING,
     NAMED,
     TrafficCounters,
@@ -51,15 +52,19 @@ def test_every_field_of_a_load_is_carried() -> None:
 def test_counters_are_told_by_class_and_variant_and_differenced() -> None:
     counters = TrafficCounters(["standard", "exact"], ["bf16", "int8"], "standard")
     counters.arrived("exact", 100, None)
-    before = counters.stats(waiting=0, draining={})
+    before = counters.stats(waiting=0, queued={}, draining={})
     counters.arrived("exact", 40, "int8")
     counters.arrived("request", 60, None)  # limits of its own, made from the default class's
     counters.refused("request")
     counters.finished("exact", 12)
-    growth = since(before, counters.stats(waiting=3, draining={"int8": 1, "bf16": 0}))
-    exact, standard = (traffic_of(growth, name, 2.0) for name in ("exact", "standard"))
+    queued = {("exact", "int8"): 2, ("request", None): 1, ("standard", None): 4}
+    after = counters.stats(waiting=9, queued=queued, draining={"int8": 1, "bf16": 0})
+    growth = since(before, after)
+    exact, standard = (traffic_of(growth, name, 2.0, waiting=1) for name in ("exact", "standard"))
     assert (exact.arrivals, exact.prompt_tokens, exact.finished, exact.output_tokens) == (1, 40, 1, 12)
     assert (standard.arrivals, standard.prompt_tokens, standard.refused, standard.window_s) == (1, 60, 1, 2.0)
     assert of_variants(growth, NAMED, ["bf16", "int8"]) == {"bf16": 0, "int8": 1}
     assert of_variants(growth, DRAINING, ["bf16", "int8"]) == {"bf16": 0, "int8": 1}
-    assert growth["waiting"] == 3
+    assert (after["waiting"], after["queued/exact"], after["queued/standard"]) == (9, 2, 5)
+    assert of_variants(after, AWAITED, ["bf16", "int8"]) == {"bf16": 0, "int8": 2}
+    assert counters.stats(waiting=0, queued={}, draining={})["queued/exact"] == 0
