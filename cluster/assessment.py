@@ -29,6 +29,8 @@ class RouteQuery:
     """Named by the request: then only the replica is chosen, not the variant."""
     exclude: frozenset[str] = frozenset()
     """Replicas that have refused it or lost it."""
+    prefix: tuple[int, ...] = ()
+    """Names of the prompt's beginnings, the shortest first, as cluster.prefix_hash makes them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

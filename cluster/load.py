@@ -27,6 +27,13 @@ class Load:
     """Prompt tokens admitted and not yet computed, queued or half done."""
     promised_kv_tokens: int = 0
     """Slots that admitted requests may still come to need (prompt + max_tokens, less what they hold)."""
+    throughput_sequences: int = 0
+    """Running, prefilled or decoding: of a throughput objective, as the further four, which are parts of the above. A
+    request of a latency objective runs before them and takes their places and blocks where it needs them."""
+    throughput_kv_tokens: int = 0
+    throughput_waiting: int = 0
+    throughput_prefill_tokens: int = 0
+    throughput_promised_tokens: int = 0
     prefill_tokens_per_s: float = 0.0
     decode_tokens_per_s: float = 0.0
     step_time_ratio: float = 1.0

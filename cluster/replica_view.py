@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from cluster.load import Load
 from cluster.prediction import Backlog
+from cluster.slo import Objective
 
 SETTLED_S = 0.05
 """A Load that comes in this soon after a dispatch may have left before the dispatch arrived, so both are counted."""
@@ -24,6 +25,19 @@ class Dispatch:
     max_tokens: int
     tpot_ms: float | None
     """What it was promised."""
+    objective: Objective = "latency"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ThroughputPart:
+    """Of a backlog, what requests of a throughput objective are: those of a latency objective run before them."""
+
+    sequences: int
+    """Running."""
+    kv_tokens: int
+    waiting: int
+    prefill_tokens: int
+    promised_tokens: int
 
 
 @dataclass(slots=True, kw_only=True)
@@ -36,6 +50,8 @@ class ReplicaView:
     """Of those, the ones no Load can have counted yet."""
     _promises: Counter[float] = field(default_factory=Counter)
     """How many live requests were promised each TPOT."""
+    _num_throughput: int = 0
+    """Of the live requests."""
 
     def received(self, load: Load, now_s: float) -> None:
         self.load = load
@@ -47,16 +63,24 @@ class ReplicaView:
         self.finished(request_id)
         self.live[request_id] = dispatch
         self.unseen.add(request_id)
+        self._num_throughput += dispatch.objective == "throughput"
         if dispatch.tpot_ms is not None:
             self._promises[dispatch.tpot_ms] += 1
 
     def finished(self, request_id: str) -> None:
         dispatch = self.live.pop(request_id, None)
         self.unseen.discard(request_id)
-        if dispatch is not None and dispatch.tpot_ms is not None:
+        if dispatch is None:
+            return
+        self._num_throughput -= dispatch.objective == "throughput"
+        if dispatch.tpot_ms is not None:
             self._promises[dispatch.tpot_ms] -= 1
             if not self._promises[dispatch.tpot_ms]:
                 del self._promises[dispatch.tpot_ms]
+
+    def is_followed_by_restart(self, load: Load) -> bool:
+        """Whether an engine that knows nothing of what was before tells this later Load: its counts began anew."""
+        return load.prompt_tokens < self.load.prompt_tokens and load.measured_at_s > self.load.measured_at_s
 
     def age_s(self, now_s: float) -> float:
         return now_s - self.received_s
@@ -79,6 +103,24 @@ class ReplicaView:
             prefill_tokens=load.waiting_prefill_tokens + prompts,
             prefill_tokens_per_s=load.prefill_tokens_per_s if fresh else 0.0,
             step_time_ratio=self._ratio() if fresh else 1.0,
+        )
+
+    @property
+    def has_throughput(self) -> bool:
+        load = self.load
+        return bool(load.throughput_sequences or load.throughput_waiting or self._num_throughput)
+
+    def of_throughput(self, num_ingresses: int) -> ThroughputPart:
+        load = self.load
+        since = [self.live[name] for name in self.unseen if self.live[name].objective == "throughput"]
+        prompts = num_ingresses * sum(dispatch.prompt_tokens for dispatch in since)
+        outputs = num_ingresses * sum(dispatch.max_tokens for dispatch in since)
+        return ThroughputPart(
+            sequences=load.throughput_sequences,
+            kv_tokens=load.throughput_kv_tokens,
+            waiting=load.throughput_waiting + num_ingresses * len(since),
+            prefill_tokens=load.throughput_prefill_tokens + prompts,
+            promised_tokens=load.throughput_promised_tokens + prompts + outputs,
         )
 
     def _ratio(self) -> float:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from cluster.load import Load
+from cluster.slo import Objective
 
 FinishReason = Literal["stop", "length", "abort", "error"]
 
@@ -52,7 +53,10 @@ class GenerationRequest:
     prompt_token_ids: list[int]
     sampling: SamplingParams
     priority: int = 0
-    """Smaller runs first; equal priorities run in order of arrival."""
+    """The client's own; the smaller runs first, as cluster.rank has it."""
+    objective: Objective = "latency"
+    deadline_s: float | None = None
+    """After its arrival in the engine, since clocks of hosts differ; below 0 where it is late already."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

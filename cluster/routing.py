@@ -3,39 +3,40 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence, Set
-from typing import TypeVar
+from collections.abc import Mapping, Sequence, Set
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cluster.assessment import Assessment, Candidate, best_of_each_variant, kept_when_idle, predict_for, wanted
+from cluster.assessment import Assessment, Candidate, predict_for, wanted
 from cluster.assessment import RouteQuery as RouteQuery
 from cluster.choice import Choice as Choice
 from cluster.choice import Refusal as Refusal
-from cluster.choice import choice_among, choice_of
+from cluster.choice import choice_of
 from cluster.cost_model import CostModel
+from cluster.fallback import fallback, left_out, none_ready
 from cluster.fleet_table import FleetTable
 from cluster.load import Load
+from cluster.overtaking import Overtaking
 from cluster.prediction import ReplicaLimits
 from cluster.prediction_kernel import Floats
+from cluster.prefix_affinity import Holder, PrefixAffinity
+from cluster.prefix_hash import PREFIX_BLOCK_TOKENS
 from cluster.replica_view import Dispatch, ReplicaView
-from cluster.slo import Fallback, meets_floor
+from cluster.slo import Objective, meets_floor
+from cluster.ties import TIE, Ties
+from cluster.waiting_room import most_requests
 
-Item = TypeVar("Item")
 Places = NDArray[np.bool_]
 """Which of a table's replicas."""
 
 PRIOR_AFTER_PERIODS = 2
 INELIGIBLE_AFTER_PERIODS = 5
-TIE = 1.01
-"""Predictions this close are equal: they are not exact to 1 %, and routers that break ties alike make a herd."""
-RETRY_LEAST_S, RETRY_MOST_S = 0.05, 10.0
+LATER = 1.25
+"""A prefix makes no request without a TTFT limit end so many times later than elsewhere."""
 NAMED_VARIANTS = 4
 """In a reason, of those that keep the limits; a header is one line."""
 NAMED_LEFT_OUT = 2
-STARTING_RETRY_S = 1.0
-"""How soon to ask again where no replica of a fitting variant is ready."""
 
 
 class SloRouter:
@@ -49,7 +50,9 @@ class SloRouter:
         load_period_s: float = 1.0,
         num_ingresses: int = 1,
         rng: random.Random | None = None,
+        prefix_block_tokens: int = PREFIX_BLOCK_TOKENS,
     ) -> None:
+        """`prefix_block_tokens` of a prompt stand behind each hash of a query's prefix."""
         self.models = models
         self.limits = limits
         self.load_period_s = load_period_s
@@ -57,7 +60,11 @@ class SloRouter:
         self.rng = rng or random.Random()
         self.replicas: dict[str, ReplicaView] = {}
         self._replica_of: dict[str, str] = {}
+        self._ties = Ties(self.rng)
+        self._affinity = PrefixAffinity(prefix_block_tokens)
         self._table: FleetTable | None = None
+        self._overtaking = Overtaking([], num_ingresses=num_ingresses, max_sequences=limits.max_sequences)
+        self._places: dict[str, int] = {}
         self._changed: set[str] = set()
         self._shares: Mapping[str, Mapping[str, float]] = {}
         self._shares_until_s = float("-inf")
@@ -73,10 +80,13 @@ class SloRouter:
             self.replicas[load.replica_id] = ReplicaView(load=load, received_s=now_s)
             self._table = None
         else:
+            if view.is_followed_by_restart(load):
+                self._affinity.forget(load.replica_id)
             view.received(load, now_s)
 
     def remove(self, replica_id: str) -> None:
         self.replicas.pop(replica_id, None)
+        self._affinity.forget(replica_id)
         self._table = None
         self._replica_of = {request: name for request, name in self._replica_of.items() if name != replica_id}
 
@@ -88,12 +98,21 @@ class SloRouter:
         max_tokens: int,
         now_s: float,
         tpot_ms: float | None = None,
+        *,
+        prefix: Sequence[int] = (),
+        objective: Objective = "latency",
     ) -> None:
-        """Counted until a Load does so; later requests are not put where they break `tpot_ms`, what it was promised."""
+        """Counted until a Load does so; later requests are not put where they break `tpot_ms`, what it was promised.
+
+        `prefix` as the query had it: the replica is taken to hold it from now on.
+        """
         view = self.replicas.get(replica_id)
         if view is not None:
-            dispatch = Dispatch(at_s=now_s, prompt_tokens=prompt_tokens, max_tokens=max_tokens, tpot_ms=tpot_ms)
+            dispatch = Dispatch(
+                at_s=now_s, prompt_tokens=prompt_tokens, max_tokens=max_tokens, tpot_ms=tpot_ms, objective=objective
+            )
             view.dispatched(request_id, dispatch)
+            self._affinity.dispatched(replica_id, prefix, view.load.kv_tokens_capacity)
             self._changed.add(replica_id)
             self._replica_of[request_id] = replica_id
 
@@ -110,22 +129,31 @@ class SloRouter:
         eligible = ready & (table.received_s >= now_s - INELIGIBLE_AFTER_PERIODS * self.load_period_s)
         if not np.count_nonzero(eligible) and np.count_nonzero(ready):
             return self._blind(query, [table.views[place] for place in np.flatnonzero(ready).tolist()])
-        able = eligible & table.has_room(self.limits.max_sequences + self.limits.max_waiting)
+        limits, objective = self.limits, query.slo.objective
+        most = most_requests(objective, max_sequences=limits.max_sequences, max_waiting=limits.max_waiting)
+        able = eligible & table.has_room(most)
         backlogs = table.backlogs(now_s - PRIOR_AFTER_PERIODS * self.load_period_s)
+        if objective == "latency":
+            backlogs = self._overtaking.backlogs(backlogs)
         assessment = Assessment(query, table.replicas, self.limits, backlogs, table.promised_tpot_ms)
         if query.model_variant is None and np.count_nonzero(meeting := able & assessment.meeting()):
             shares = self._shares.get(query.slo.name, {}) if now_s <= self._shares_until_s else {}
             return self._cheapest(assessment, meeting, able, shares)
-        candidates = [assessment.candidate(place) for place in np.flatnonzero(able).tolist()]
         if query.model_variant is not None:
-            return self._of_named_variant(query, candidates)
-        return self._fallback(query, candidates)
+            return self._of_named_variant(query.model_variant, assessment, able)
+        candidates = [assessment.candidate(place) for place in np.flatnonzero(able).tolist()]
+        return fallback(query, candidates, table.one_of_each, limits, self.models, self._ties)
 
     def _fleet(self) -> FleetTable:
         if self._table is None or self._table.models is not self.models:
             views = [view for view in self.replicas.values() if view.load.variant in self.models]
             self._table = FleetTable(views, self.models, self.num_ingresses)
+            self._overtaking = Overtaking(
+                views, num_ingresses=self.num_ingresses, max_sequences=self.limits.max_sequences
+            )
+            self._places = {view.load.replica_id: place for place, view in enumerate(views)}
         self._table.refresh(self._changed)
+        self._overtaking.refresh(self._changed)
         self._changed.clear()
         return self._table
 
@@ -134,9 +162,8 @@ class SloRouter:
         if slo.objective == "throughput":
             # Cheapest is the fullest batch, but not one that has to be waited for while another has room.
             at_once = meeting & (predictions.wait_s == 0)
-            places = self._best_by_variant(
-                assessment, at_once if np.count_nonzero(at_once) else meeting, predictions.cost_s
-            )
+            meeting = at_once if np.count_nonzero(at_once) else meeting
+            places = self._best_by_variant(assessment, meeting, predictions.cost_s)
             scores, what = predictions.cost_s, "least cost"
         else:
             places = self._best_by_variant(assessment, meeting, predictions.ttft_s)
@@ -146,13 +173,15 @@ class SloRouter:
         if planned := self._planned(list(places), shares):
             chosen, what = planned, "planned"
         else:
-            chosen = self._pick(list(score_of), list(score_of.values()))
+            chosen = self._ties.pick(list(score_of), list(score_of.values()))
         others = self._nearest_of_others(assessment, able, places.keys())
         in_seconds = scores is predictions.total_s
         named = sorted(places, key=score_of.__getitem__)[:NAMED_VARIANTS]
         figures = ", ".join([self._figure(name, score_of[name], in_seconds) for name in named])
-        reason = f"{what} of {len(places)} meeting {wanted(slo)} ({figures}{_left_out(others)})"
+        reason = f"{what} of {len(places)} meeting {wanted(slo)} ({figures}{left_out(others)})"
         place = places[chosen]
+        if holder := self._holder(assessment, meeting, place):
+            place, reason = holder.place, f"{reason}; {_holding(holder, assessment.query)}"
         return choice_of(chosen, assessment.replicas.ids[place], predictions.of_replica(place), reason)
 
     def _planned(self, variants: Sequence[str], shares: Mapping[str, float]) -> str | None:
@@ -163,6 +192,17 @@ class SloRouter:
     def _best_by_variant(self, assessment: Assessment, among: Places, scores: Floats) -> dict[str, int]:
         return assessment.least(among, scores, TIE, self.rng.random())
 
+    def _holder(self, assessment: Assessment, among: Places, best: int) -> Holder | None:
+        """Of the best one's variant, the replica among those that holds the most of the request's prefix."""
+        lengths = self._affinity.lengths(assessment.query.prefix)
+        if not lengths:
+            return None
+        slo, predictions, variant_of = assessment.query.slo, assessment.predictions, assessment.replicas.variant_of
+        among = among & (variant_of == variant_of[best])
+        if slo.objective == "latency" and slo.ttft_ms is None:
+            among &= predictions.total_s <= LATER * predictions.total_s[best]
+        return self._affinity.holder(lengths, self._places, among, predictions.ttft_s)
+
     def _nearest_of_others(self, assessment: Assessment, among: Places, kept: Set[str]) -> list[Candidate]:
         """Of the first variants not kept the replica nearest to its limits."""
         if len(kept) == len(assessment.replicas.names):
@@ -171,68 +211,26 @@ class SloRouter:
         places = [place for name, place in nearest.items() if name not in kept]
         return [assessment.candidate(place) for place in places[:NAMED_LEFT_OUT]]
 
-    def _pick(self, items: Sequence[Item], scores: Sequence[float]) -> Item:
-        """One of those with the least score."""
-        tied = min(scores) * TIE
-        return self._pick_tied([item for item, score in zip(items, scores, strict=True) if score <= tied])
-
-    def _pick_tied(self, items: Sequence[Item]) -> Item:
-        return items[0] if len(items) == 1 else self.rng.choice(items)
-
-    def _pick_by(self, candidates: Sequence[Candidate], score: Callable[[Candidate], float]) -> Candidate:
-        return self._pick(candidates, [score(candidate) for candidate in candidates])
-
     def _figure(self, variant: str, score: float, in_seconds: bool) -> str:
         unit = "s" if in_seconds else f"{self.models[variant].accelerator.kind}-s"
         return f"{variant} {score:.2g} {unit}"
 
-    def _of_named_variant(self, query: RouteQuery, candidates: Sequence[Candidate]) -> Choice | Refusal:
-        if not candidates:
-            return self._none_ready(query, f"no replica of {query.model_variant} can take a request now")
-        return choice_among(self._pick_by(candidates, _ttft), "named by the request")
-
-    def _fallback(self, query: RouteQuery, candidates: list[Candidate]) -> Choice | Refusal:
-        slo = query.slo
-        if not candidates:
-            return self._none_ready(query, "no replica can take a request now")
-        why = f"none meets {wanted(slo)}{_left_out(best_of_each_variant(candidates))}"
-        fitting = [candidate for candidate in candidates if not candidate.below_floor]
-        if slo.fallback == "degrade":
-            return choice_among(self._degraded(candidates), f"degraded, {why}", degraded=True)
-        if not fitting:
-            return self._none_ready(query, why)
-        nearest = self._pick_by(fitting, _overshoot)
-        if slo.fallback == "reject":
-            return Refusal(reason=why, retry_after_s=_retry_s(query, nearest), fallback="reject")
-        table = self._fleet()
-        kept = kept_when_idle(query, table.one_of_each, self.limits)
-        idle_keeps = {name for name, is_kept in zip(table.one_of_each.ids, kept.tolist(), strict=True) if is_kept}
-        if any(candidate.variant in idle_keeps for candidate in fitting):
-            return Refusal(reason=f"queued, {why}", retry_after_s=_retry_s(query, nearest), fallback="queue")
-        # What no idle replica keeps, waiting does not mend.
-        return choice_among(nearest, f"best effort, {why}, idle or not", degraded=True)
-
-    def _degraded(self, candidates: list[Candidate]) -> Candidate:
-        """The best quality that keeps the latency limits; if none keeps them, the one nearest to them."""
-        in_time = [candidate for candidate in candidates if not candidate.misses]
-        if not in_time:
-            return self._pick_by([c for c in candidates if not c.below_floor] or candidates, _overshoot)
-        best = max(candidate.quality or 0.0 for candidate in in_time)
-        return self._pick_by([candidate for candidate in in_time if (candidate.quality or 0.0) == best], _ttft)
-
-    def _none_ready(self, query: RouteQuery, why: str) -> Refusal:
-        """Worth waiting for only if a variant that would do is configured."""
-        floor = 0.0 if query.model_variant is not None else query.slo.min_quality
-        exists = any(meets_floor(model.variant.quality, floor) for model in self.models.values())
-        fallback: Fallback = "queue" if exists and query.slo.fallback != "reject" else "reject"
-        return Refusal(reason=why, retry_after_s=STARTING_RETRY_S, fallback=fallback)
+    def _of_named_variant(self, variant: str, assessment: Assessment, able: Places) -> Choice | Refusal:
+        """`able` are replicas of that variant."""
+        query, predictions = assessment.query, assessment.predictions
+        if not np.count_nonzero(able):
+            return none_ready(query, self.models, f"no replica of {variant} can take a request now")
+        place, reason = self._best_by_variant(assessment, able, predictions.ttft_s)[variant], "named by the request"
+        if holder := self._holder(assessment, able & assessment.in_time(), place):
+            place, reason = holder.place, f"{reason}; {_holding(holder, query)}"
+        return choice_of(variant, assessment.replicas.ids[place], predictions.of_replica(place), reason)
 
     def _blind(self, query: RouteQuery, ready: list[ReplicaView]) -> Choice | Refusal:
         """No replica has been heard of lately: at random by capacity, as the last loads would send all to one."""
         floor = 0.0 if query.model_variant is not None else query.slo.min_quality
         fitting = [view for view in ready if meets_floor(self.models[view.load.variant].variant.quality, floor)]
         if not fitting:
-            return self._none_ready(query, f"no replica with quality>={floor:.2f} is ready")
+            return none_ready(query, self.models, f"no replica with quality>={floor:.2f} is ready")
         view = self.rng.choices(fitting, [view.load.kv_tokens_capacity for view in fitting])[0]
         backlog = view.backlog(fresh=False, num_ingresses=self.num_ingresses)
         prediction = predict_for(query, self.models[view.load.variant], self.limits, backlog)
@@ -240,19 +238,5 @@ class SloRouter:
         return choice_of(view.load.variant, view.load.replica_id, prediction, reason)
 
 
-def _left_out(candidates: Sequence[Candidate]) -> str:
-    return "".join(f"; {candidate.shortcoming()}" for candidate in candidates)
-
-
-def _retry_s(query: RouteQuery, nearest: Candidate) -> float:
-    """When the backlog will have shrunk by what is too much of it now."""
-    late_s = nearest.prediction.ttft_s - (query.slo.ttft_ms or 0.0) / 1e3
-    return min(RETRY_MOST_S, max(RETRY_LEAST_S, late_s))
-
-
-def _ttft(candidate: Candidate) -> float:
-    return candidate.prediction.ttft_s
-
-
-def _overshoot(candidate: Candidate) -> float:
-    return candidate.overshoot
+def _holding(holder: Holder, query: RouteQuery) -> str:
+    return f"{min(holder.prefix_tokens, query.prompt_tokens)} of {query.prompt_tokens} prompt tokens were there before"

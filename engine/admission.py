@@ -6,10 +6,7 @@ from dataclasses import dataclass
 
 from cluster.load import Load
 from cluster.request import GenerationRequest
-
-MAX_WAITING_CAPACITIES = 2
-"""Prompt tokens that may wait, in multiples of the cache. Prompts only: most requests set max_tokens far above what
-they come to use, and counting it would refuse while the cache stands empty."""
+from cluster.waiting_room import most_waiting_tokens
 
 MIN_RETRY_S = 1.0
 MAX_RETRY_S = 60.0
@@ -22,9 +19,10 @@ class Refusal:
 
 
 def refusal(load: Load, request: GenerationRequest, *, num_requests: int, max_requests: int) -> Refusal | None:
-    """None to admit. An engine with nothing to do admits whatever fits its cache."""
+    """None to admit. An engine with nothing to do admits whatever fits its cache; `max_requests` as
+    cluster.waiting_room.most_requests has it for this one."""
     prompt_tokens, waiting_tokens = len(request.prompt_token_ids), load.waiting_prefill_tokens
-    limit = MAX_WAITING_CAPACITIES * load.kv_tokens_capacity
+    limit = most_waiting_tokens(request.objective, load.kv_tokens_capacity)
     if num_requests >= max_requests:
         reason = f"{num_requests} requests run or wait already, the limit is {max_requests}"
     elif waiting_tokens + prompt_tokens > limit:

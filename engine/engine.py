@@ -17,9 +17,11 @@ from cluster.engine_spec import EngineSpec
 from cluster.load import Load
 from cluster.profile import StepShape
 from cluster.request import GenerationRequest, TokenDelta, Verdict
+from cluster.waiting_room import most_requests
 from engine.admission import refusal
 from engine.kv_cache import BlockPool
 from engine.live_request import LiveRequest
+from engine.queue_load import queue_load
 from engine.scheduler import Scheduler
 from engine.sequence import ChunkResult, ScheduledChunk, Sequence
 from engine.step_meter import StepMeter, step_shape
@@ -110,7 +112,9 @@ class Engine:
     def add(self, request: GenerationRequest) -> Verdict:
         self._check(request)
         load = self.load()
-        limit = self._spec.max_sequences + self._spec.max_waiting
+        limit = most_requests(
+            request.objective, max_sequences=self._spec.max_sequences, max_waiting=self._spec.max_waiting
+        )
         refused = refusal(load, request, num_requests=len(self._live), max_requests=limit)
         if refused:
             return Verdict(admitted=False, reason=refused.reason, load=load, retry_after_s=refused.retry_after_s)
@@ -121,6 +125,7 @@ class Engine:
             num_prompt_tokens=len(request.prompt_token_ids),
             seed=random.getrandbits(63) if sampling.seed is None else sampling.seed,
             arrival=self._num_arrivals,
+            arrived_s=time.monotonic(),
         )
         self._num_arrivals += 1
         self._meter.prompt_tokens += sequence.num_prompt_tokens
@@ -164,22 +169,13 @@ class Engine:
         self._meter.record(step.shape, step_s=step_s, predicted_s=predicted_s, now_s=now_s)
 
     def load(self) -> Load:
-        block_size = self._pool.block_size
-        waiting, running = self._scheduler.waiting, self._scheduler.running
-        prefilling = [sequence for sequence in running if sequence.num_uncomputed_tokens > 1]
         now_s = time.perf_counter()
         meter = self._meter
         return Load(
             replica_id=self._spec.replica_id,
             variant=self._spec.variant.name,
             measured_at_s=time.time(),
-            kv_tokens_capacity=self._pool.num_blocks * block_size,
-            kv_tokens_used=self._pool.num_used * block_size,
-            kv_tokens_cached=self._pool.num_cached * block_size,
-            decode_sequences=len(running) - len(prefilling),
-            waiting_requests=len(waiting),
-            waiting_prefill_tokens=sum(sequence.num_uncomputed_tokens for sequence in [*waiting, *prefilling]),
-            promised_kv_tokens=sum(_promised_tokens(sequence, block_size) for sequence in [*waiting, *running]),
+            **queue_load(self._scheduler),
             prefill_tokens_per_s=meter.prefill_rate.per_second(now_s),
             decode_tokens_per_s=meter.decode_rate.per_second(now_s),
             step_time_ratio=meter.step_time_ratio.value,
@@ -255,12 +251,6 @@ class Engine:
     def _remove(self, live: LiveRequest) -> None:
         self._scheduler.remove(live.sequence)
         del self._live[live.sequence.request.request_id]
-
-
-def _promised_tokens(sequence: Sequence, block_size: int) -> int:
-    """Slots the sequence may still come to need beyond those of its blocks."""
-    needed = sequence.num_prompt_tokens + sequence.request.sampling.max_tokens
-    return max(0, needed - len(sequence.block_table) * block_size)
 
 
 def build_engine(spec: EngineSpec) -> Engine:

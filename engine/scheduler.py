@@ -1,8 +1,8 @@
 """Continuous batching: which tokens of which sequences the next step computes; it runs no model and knows no text.
 
 A sequence takes the blocks of all its tokens when it is admitted and one more whenever a decode fills the last. When
-blocks or places run out, the sequence of the largest rank (priority, then arrival) gives up its own and waits again,
-keeping its output; nothing is ever preempted for a sequence of larger rank, so the smallest rank always advances.
+blocks or places run out, the sequence of the largest rank (cluster/rank.py) gives up its own and waits again, keeping
+its output; nothing is ever preempted for a sequence of larger rank, so the smallest rank always advances.
 """
 
 from __future__ import annotations
@@ -10,11 +10,12 @@ from __future__ import annotations
 from bisect import insort
 from heapq import merge
 
+from cluster.rank import Rank
 from engine.kv_cache import BlockPool, extend_block_hashes
 from engine.sequence import ScheduledChunk, Sequence
 
 
-def _rank(sequence: Sequence) -> tuple[int, int]:
+def _rank(sequence: Sequence) -> Rank:
     return sequence.rank
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from cluster.rank import Rank, rank
 from cluster.request import GenerationRequest, TokenLogprob
 
 
@@ -21,7 +22,11 @@ class Sequence:
     num_prompt_tokens: int
     seed: int
     arrival: int
-    """Order of admission, unique in an engine; ties of priority are broken by it."""
+    """Order of admission, unique in an engine."""
+    arrived_s: float = 0.0
+    """By the engine's clock."""
+    rank: Rank = field(init=False)
+    """Smaller runs first and is preempted last."""
     block_table: list[int] = field(default_factory=list)
     num_computed_tokens: int = 0
     num_pending_tokens: int = 0
@@ -35,10 +40,15 @@ class Sequence:
     block_hashes: list[bytes] = field(default_factory=list)
     """Chained hashes of the leading full blocks of `token_ids`, as far as they have been needed."""
 
-    @property
-    def rank(self) -> tuple[int, int]:
-        """Smaller runs first and is preempted last."""
-        return (self.request.priority, self.arrival)
+    def __post_init__(self) -> None:
+        request = self.request
+        self.rank = rank(
+            priority=request.priority,
+            objective=request.objective,
+            deadline_s=request.deadline_s,
+            arrived_s=self.arrived_s,
+            number=self.arrival,
+        )
 
     @property
     def num_output_tokens(self) -> int:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from cluster.rank import deadline_s
 from cluster.request import GenerationRequest, TokenDelta
 from cluster.routing import Choice, RouteQuery
 from cluster.slo import Fallback, SloLimits
@@ -33,6 +35,10 @@ class Work:
     prompt_tokens: int
     expected_output_tokens: int
     """Of one sequence."""
+    arrived_s: float
+    """By time.monotonic."""
+    prefix: tuple[int, ...] = ()
+    """Of the first prompt, as cluster.prefix_hash names it."""
 
     @property
     def ids(self) -> list[str]:
@@ -45,7 +51,13 @@ class Work:
             expected_output_tokens=self.expected_output_tokens,
             model_variant=self.variant,
             exclude=exclude,
+            prefix=self.prefix,
         )
+
+    def submission(self, now_s: float) -> list[GenerationRequest]:
+        """As a replica takes them now: of the time to the first token, what has passed here is gone."""
+        left_s = deadline_s(self.slo, now_s - self.arrived_s)
+        return [replace(request, objective=self.slo.objective, deadline_s=left_s) for request in self.requests]
 
 
 class Refused(Exception):  # noqa: N818  (an answer, not an error)
@@ -110,6 +122,8 @@ class Dispatcher:
     def __init__(self, view: FleetView) -> None:
         self.waiting = 0
         """Requests whose first token has not come."""
+        self.queued: Counter[tuple[str, str | None]] = Counter()
+        """Of those, the ones that no replica has, by SLO class and the variant that they name."""
         self._view = view
         self._draining = False
 
@@ -120,22 +134,24 @@ class Dispatcher:
     async def start(self, work: Work) -> Reply:
         """Returns with the first token, so that whatever fails before it can be tried again; ApiError otherwise."""
         self.waiting += 1
+        self.queued[work.slo.name, work.variant] += 1
         try:
             return await self._start(work)
         finally:
             self.waiting -= 1
+            self.queued[work.slo.name, work.variant] -= 1
 
     async def _start(self, work: Work) -> Reply:
-        deadline_s = time.monotonic() + (work.slo.deadline_s or 0.0)
+        until_s = time.monotonic() + (work.slo.deadline_s or 0.0)
         tried: set[str] = set()
         losses = 0
         while True:
-            choice = await self._choose(work, frozenset(tried), deadline_s)
+            choice = await self._choose(work, frozenset(tried), until_s)
             try:
                 return await self._begin(work, choice)
             except Refused as refused:
                 if tried:
-                    await _wait(work.slo.fallback, refused.reason, refused.retry_after_s, deadline_s)
+                    await _wait(work.slo.fallback, refused.reason, refused.retry_after_s, until_s)
                     tried.clear()
                     continue
             except ReplicaStops:
@@ -146,13 +162,13 @@ class Dispatcher:
                     raise replica_lost(str(lost)) from None
             tried.add(choice.replica_id)
 
-    async def _choose(self, work: Work, tried: frozenset[str], deadline_s: float) -> Choice:
+    async def _choose(self, work: Work, tried: frozenset[str], until_s: float) -> Choice:
         """A replica not tried yet; where there is none, any, after a wait that the class allows."""
         while not self._draining:
             chosen = self._view.router.choose(work.query(tried), time.monotonic())
             if isinstance(chosen, Choice):
                 return chosen
-            await _wait(chosen.fallback, chosen.reason, chosen.retry_after_s, deadline_s)
+            await _wait(chosen.fallback, chosen.reason, chosen.retry_after_s, until_s)
             tried = frozenset()
         raise shutting_down()
 
@@ -160,17 +176,20 @@ class Dispatcher:
         inbox: Inbox = asyncio.Queue()
         reply = Reply(self._view, choice, work, inbox)
         self._count(work, choice)
+        self.queued[work.slo.name, work.variant] -= 1
         try:
             await self._submit(work, choice, inbox)
             await reply.wait_for_first()
         except BaseException:
             reply.close()
             raise
+        finally:
+            self.queued[work.slo.name, work.variant] += 1
         return reply
 
     def _count(self, work: Work, choice: Choice) -> None:
         now_s = time.monotonic()
-        for request in work.requests:
+        for number, request in enumerate(work.requests):
             self._view.router.dispatched(
                 choice.replica_id,
                 request.request_id,
@@ -178,11 +197,13 @@ class Dispatcher:
                 request.sampling.max_tokens,
                 now_s,
                 work.slo.tpot_ms,
+                prefix=() if number else work.prefix,
+                objective=work.slo.objective,
             )
 
     async def _submit(self, work: Work, choice: Choice, inbox: Inbox) -> None:
         try:
-            answer = await self._view.link(choice.replica_id).submit(work.requests, inbox)
+            answer = await self._view.link(choice.replica_id).submit(work.submission(time.monotonic()), inbox)
         except ReplicaStops:
             self._view.stops(choice.replica_id)
             raise
@@ -203,9 +224,9 @@ def _sound(item: TokenDelta | ReplicaLost) -> TokenDelta:
     return item
 
 
-async def _wait(fallback: Fallback, reason: str, retry_after_s: float, deadline_s: float) -> None:
+async def _wait(fallback: Fallback, reason: str, retry_after_s: float, until_s: float) -> None:
     """Until it is worth asking again; ApiError where the class does not wait, or has waited long enough."""
-    left_s = deadline_s - time.monotonic()
+    left_s = until_s - time.monotonic()
     if fallback != "queue" or left_s <= 0:
         raise fleet_full(reason, retry_after_s)
     await asyncio.sleep(min(retry_after_s, left_s, RETRY_S))

@@ -17,6 +17,7 @@ from autoscaling.serving_stats import TrafficCounters
 from cluster.config import FleetConfig
 from cluster.errors import UserError
 from cluster.output_lengths import OutputLengths
+from cluster.prefix_hash import prefix_hashes
 from cluster.request import GenerationRequest
 from cluster.slo import Attainment, SloLimits, Tally
 from engine.text import TextCodec
@@ -64,7 +65,7 @@ class Asked:
     def prompt_tokens(self) -> int:
         return sum(len(prompt.token_ids) for prompt in self.prompts)
 
-    def work(self, lengths: OutputLengths) -> Work:
+    def work(self, lengths: OutputLengths, prefix: tuple[int, ...]) -> Work:
         """Without a bound it is expected to be as long as answers of its class are."""
         bound = self.requests[0].sampling.max_tokens
         return Work(
@@ -73,6 +74,8 @@ class Asked:
             slo=self.wish.slo,
             prompt_tokens=self.prompt_tokens,
             expected_output_tokens=bound if self.bounded else min(bound, lengths.expected(self.wish.slo.name)),
+            arrived_s=self.wish.arrived_s,
+            prefix=prefix,
         )
 
 
@@ -156,7 +159,7 @@ class Gateway:
         self.attainment.offered(slo)
         self.traffic.arrived(slo.name, asked.prompt_tokens, asked.wish.variant)
         try:
-            reply = await self._dispatcher.start(asked.work(self.output_lengths))
+            reply = await self._dispatcher.start(asked.work(self.output_lengths, self._prefix(asked)))
         except ApiError as error:
             if error.status == HTTPStatus.TOO_MANY_REQUESTS:
                 self.traffic.refused(slo.name)
@@ -169,6 +172,10 @@ class Gateway:
             num_choices=asked.body.n,
             arrived_s=asked.wish.arrived_s,
         )
+
+    def _prefix(self, asked: Asked) -> tuple[int, ...]:
+        """Of its first prompt: a request goes to one replica, and mostly it has one."""
+        return prefix_hashes(asked.prompts[0].token_ids) if self._config.engine.prefix_caching else ()
 
     async def _respond(self, asked: Asked, answer: Answer, shape: Format, ends: ExitStack) -> Response:
         ends.callback(self._account, asked, answer)

@@ -109,6 +109,7 @@ def engine_requests(
             request_id=uuid4().hex,
             prompt_token_ids=prompt.token_ids,
             sampling=body.sampling(max_tokens, logprobs, _seed(body.seed, choice)),
+            priority=body.priority,
         )
         for prompt in prompts
         for choice in range(body.n)

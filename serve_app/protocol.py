@@ -66,6 +66,8 @@ class GenerationBody(Strict):
     min_tokens: Annotated[int, Field(ge=0)] = 0
     ignore_eos: bool = False
     slo: Slo = None
+    priority: Annotated[int, Field(ge=-(2**31), lt=2**31)] = 0
+    """The smaller runs first, before everything else that decides (cluster/rank.py)."""
 
     # Without effect on an answer.
     user: Any = None

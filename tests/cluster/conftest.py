@@ -9,7 +9,7 @@ from cluster.model_config import shape_of
 from cluster.model_shape import ModelShape
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def smollm() -> ModelShape:
     return shape_of("embedded:smollm2-135m")
 
@@ -36,7 +36,7 @@ def h100() -> Accelerator:
     return accelerator_named("H100-80G")
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def host() -> Accelerator:
     """Two cores of a server of 2021: 22 GB/s, 86 GFLOP/s, as measured on one."""
     return Accelerator(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -53,6 +54,10 @@ def request(request_id: str = "a", prompt: list[int] | None = None, priority: in
         sampling=SamplingParams(**{"max_tokens": 5, **sampling}),
         priority=priority,
     )
+
+
+def of_throughput(request_id: str, prompt: list[int] | None = None, **sampling: object) -> GenerationRequest:
+    return replace(request(request_id, prompt, **sampling), objective="throughput", deadline_s=600.0)
 
 
 def drain(engine: Engine) -> dict[str, TokenDelta]:
@@ -314,6 +319,46 @@ def test_waiting_prompt_tokens_are_bounded() -> None:
         admitted += 1
     assert admitted == 5, "2 x 128 prompt tokens may wait"
     assert "250 prompt tokens wait already, 50 more" in verdict.reason
+
+
+def test_throughput_requests_leave_room_for_the_others() -> None:
+    engine = engine_of(max_sequences=1, max_waiting=4)
+    admitted = [engine.add(of_throughput(str(index))).admitted for index in range(5)]
+    assert admitted == [True, True, True, False, False]
+    assert [engine.add(request(f"urgent {index}")).admitted for index in range(3)] == [True, True, False]
+    drain(engine)
+
+
+def test_throughput_prompts_leave_room_for_the_others() -> None:
+    engine = engine_of()
+    assert [engine.add(of_throughput(str(index), [1] * 50)).admitted for index in range(3)] == [True, True, False]
+    assert engine.add(request("urgent", [1] * 50)).admitted
+
+
+def test_an_interactive_request_is_answered_before_those_of_throughput_that_wait() -> None:
+    engine = engine_of(max_sequences=2)
+    for index in range(12):
+        engine.add(of_throughput(str(index), max_tokens=8))
+    engine.step()
+    engine.add(replace(request("urgent", max_tokens=1), deadline_s=0.5))
+    assert engine.step()[-1].request_id == "urgent"
+    drain(engine)
+
+
+def test_load_tells_what_a_latency_request_runs_before() -> None:
+    engine = engine_of(max_sequences=3, token_budget=8)
+    engine.add(request("decodes", [1] * 6, max_tokens=10))
+    engine.step()
+    assert engine.load().throughput_sequences == engine.load().throughput_promised_tokens == 0
+    engine.add(of_throughput("prefills", [2] * 20, max_tokens=10))
+    engine.add(of_throughput("waits", [3] * 70, max_tokens=10))
+    engine.add(of_throughput("waits too", [4] * 7, max_tokens=10))
+    engine.step()
+    load = engine.load()
+    assert (load.throughput_sequences, load.throughput_waiting) == (1, 2)
+    assert load.throughput_kv_tokens == 20 == load.kv_tokens_used - 8
+    assert load.throughput_prefill_tokens == load.waiting_prefill_tokens == 20 - 7 + 77
+    assert load.throughput_promised_tokens == 10 + 80 + 17 == load.promised_kv_tokens - 8
 
 
 def test_load_counts_what_is_there() -> None:

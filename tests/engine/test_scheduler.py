@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -38,12 +39,16 @@ class Loop:
         )
         self.arrivals = 0
 
-    def add(self, prompt: list[int], max_tokens: int, priority: int = 0) -> Sequence:
+    def add(
+        self, prompt: list[int], max_tokens: int, priority: int = 0, *, arrived_s: float = 0.0, **terms: Any
+    ) -> Sequence:
+        """`terms`: objective and deadline_s of the request."""
         request = GenerationRequest(
             request_id=str(self.arrivals),
             prompt_token_ids=prompt,
             sampling=SamplingParams(max_tokens=max_tokens),
             priority=priority,
+            **terms,
         )
         sequence = Sequence(
             request=request,
@@ -51,6 +56,7 @@ class Loop:
             num_prompt_tokens=len(prompt),
             seed=0,
             arrival=self.arrivals,
+            arrived_s=arrived_s,
         )
         self.arrivals += 1
         self.scheduler.add(sequence)

@@ -49,6 +49,8 @@ TO_CHILD: list[ToChild] = [
                 logit_bias={7: -1.5}, stop=("é", "\n"), stop_token_ids=(4,), seed=2**62, logprobs=2
             ),
             priority=-3,
+            objective="throughput",
+            deadline_s=-0.25,
         )
     ),
     Abort("a"),

@@ -165,3 +165,45 @@ async def test_a_failed_request_leaves_the_router_nothing_to_count(running: Any,
     with pytest.raises(openai.RateLimitError):
         await chat(running)
     assert not any(view.live for view in running.view.router.replicas.values())
+
+
+async def test_the_engine_is_told_what_is_left_of_the_time_to_the_first_token(running: Any, replicas: Any) -> None:
+    for replica in replicas:
+        replica.refuses = True
+    slo = {"ttft_ms": 5000, "min_quality": 0}
+    waiting = asyncio.create_task(chat(running, n=2, extra_body={"slo": slo, "priority": -3}))
+    await eventually(lambda: running.dispatcher.queued["request", None] == 1)
+    await asyncio.sleep(0.2)
+    for replica in replicas:
+        replica.refuses = False
+    await waiting
+    await chat(running, extra_body={"slo": {"objective": "throughput"}})
+    *latency, throughput = [request for replica in replicas for request in replica.submitted]
+    if throughput.objective == "latency":
+        latency, throughput = [latency[1], throughput], latency[0]
+    assert [(request.objective, request.priority) for request in latency] == [("latency", -3)] * 2
+    assert all(3.0 < request.deadline_s < 4.8 for request in latency)
+    assert (throughput.objective, throughput.priority) == ("throughput", 0)
+    assert 0 < throughput.deadline_s < 0.5
+    assert not any(running.dispatcher.queued.values())
+
+
+async def test_what_waits_for_a_named_variant_is_counted_by_it(running: Any, replicas: Any) -> None:
+    by_name(replicas, "nf4").refuses = True
+    waiting = asyncio.create_task(chat(running, model="small:nf4", extra_body={"slo": "patient"}))
+    await eventually(lambda: running.dispatcher.queued["patient", "nf4"] == 1)
+    stats = running.surface.stats()
+    assert (stats["queued/patient"], stats["queued/any"]) == (1, 0)
+    assert (stats["awaited/nf4"], stats["awaited/bf16"], stats["waiting"]) == (1, 0, 1)
+    by_name(replicas, "nf4").refuses = False
+    await waiting
+    assert running.surface.stats()["queued/patient"] == running.surface.stats()["awaited/nf4"] == 0
+
+
+async def test_the_second_request_of_a_conversation_is_known_by_its_prefix(running: Any) -> None:
+    turns: Any = [{"role": "user", "content": "Tell me of the sea. " * 40}]
+    first = await chat(running, messages=turns, model="small:bf16")
+    assert "were there before" not in first.headers["x-quantfleet-reason"]
+    turns += [{"role": "assistant", "content": TEXT}, {"role": "user", "content": "And of the sky?"}]
+    second = await chat(running, messages=turns, model="small:bf16")
+    assert "prompt tokens were there before" in second.headers["x-quantfleet-reason"]
