@@ -3,16 +3,30 @@
 from __future__ import annotations
 
 from cluster.load import Load
+from cluster.prediction import ReplicaLimits
+from cluster.slo import Objective
+from cluster.waiting_room import most_requests, most_waiting_tokens
 
-MAX_WAITING_CAPACITIES = 2
 MIN_RETRY_S, MAX_RETRY_S = 1.0, 60.0
 
 
-def admits(
-    prompt_tokens: int, waiting_tokens: int, capacity_tokens: int, *, num_requests: int, max_requests: int
-) -> bool:
-    """`waiting_tokens`: of prompts, admitted and not computed."""
-    return num_requests < max_requests and waiting_tokens + prompt_tokens <= MAX_WAITING_CAPACITIES * capacity_tokens
+class WaitingRoom:
+    """Of a replica, for each objective."""
+
+    def __init__(self, limits: ReplicaLimits, capacity_tokens: int) -> None:
+        objectives: tuple[Objective, Objective] = ("latency", "throughput")
+        self._most = {
+            objective: (
+                most_requests(objective, max_sequences=limits.max_sequences, max_waiting=limits.max_waiting),
+                most_waiting_tokens(objective, capacity_tokens),
+            )
+            for objective in objectives
+        }
+
+    def admits(self, objective: Objective, prompt_tokens: int, *, waiting_tokens: int, num_requests: int) -> bool:
+        """`waiting_tokens`: of prompts, admitted and not computed."""
+        requests, tokens = self._most[objective]
+        return num_requests < requests and waiting_tokens + prompt_tokens <= tokens
 
 
 def retry_after_s(load: Load) -> float:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import random
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
+from math import ceil
 
 from cluster.errors import UserError, did_you_mean
 
@@ -40,15 +42,30 @@ def arrivals(
 ) -> Iterator[Arrival]:
     """Every request with a class drawn by its share; `rate` times as many arrive in a second."""
     names, bounds = list(shares), list(accumulate(shares.values()))
-    rng = random.Random(seed)
+    last, draw = len(names) - 1, random.Random(seed).random
     for request in requests:
         yield Arrival(
             at_s=request.at_s / rate,
             prompt_tokens=request.prompt_tokens,
             output_tokens=request.output_tokens,
-            slo_class=rng.choices(names, cum_weights=bounds)[0],
+            slo_class=names[bisect_right(bounds, draw() * bounds[-1], 0, last)],
             prefix=request.prefix,
         )
+
+
+def warmed_up(requests: Iterable[Arrival], warm_up_s: float) -> Iterator[Arrival]:
+    """The requests from `warm_up_s` on, and before them the same in a circle, as if they had come round before."""
+    if warm_up_s <= 0:
+        yield from requests
+        return
+    once = list(requests)
+    last_s = once[-1].at_s
+    around_s = last_s + last_s / max(1, len(once) - 1) or warm_up_s
+    for turn in range(-ceil(warm_up_s / around_s), 1):
+        start_s = warm_up_s + turn * around_s
+        for request in once:
+            if start_s + request.at_s >= 0:
+                yield replace(request, at_s=start_s + request.at_s)
 
 
 def parse_shares(text: str, classes: Iterable[str]) -> dict[str, float]:

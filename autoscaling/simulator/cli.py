@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
 
-    from autoscaling.fleet_description import FleetDescription
     from autoscaling.simulator.arrivals import Arrival, TracedRequest
-    from autoscaling.simulator.comparison import PolicyName
+    from autoscaling.simulator.comparison import Experiment
+    from autoscaling.simulator.contenders import Contender
+    from autoscaling.simulator.runs import Traffic
     from autoscaling.simulator.summary import RunSummary
+    from cluster.config import FleetConfig
 
 DEFAULT_CLASSES = "interactive=.6,standard=.3,throughput=.1"
-DECISIONS = "decisions.jsonl"
 REPORT = "report.html"
 
 
@@ -35,10 +36,17 @@ def simulate(
     config: Annotated[Path | None, typer.Option(help="fleet.yaml; without it ./fleet.yaml, else the built-in.")] = None,
     accelerator: Annotated[str | None, typer.Option(help="Simulate this hardware, such as H100-80G.")] = None,
     policy: Annotated[str, typer.Option(help="kv-aware, ongoing-requests (Ray Serve's) or fixed.")] = "kv-aware",
+    fleets: Annotated[
+        str | None,
+        typer.Option(help="Several fleets one after another, such as mixed:kv-aware,bf16:ongoing-requests."),
+    ] = None,
     replicas: Annotated[
         str | None, typer.Option(help="Replicas at the start, such as bf16=4,int4=2; other variants are left out.")
     ] = None,
     rate: Annotated[float, typer.Option(help="So many times as many requests a second.")] = 1.0,
+    warm_up: Annotated[
+        float, typer.Option(help="Seconds of the same traffic, come round before, that count for nothing.")
+    ] = 0.0,
     classes: Annotated[str, typer.Option(help="Share of each SLO class.")] = DEFAULT_CLASSES,
     seed: Annotated[int, typer.Option(help="Of classes, made-up traffic and the router's ties.")] = 0,
     profiles: Annotated[
@@ -54,62 +62,61 @@ def simulate(
     compare: Annotated[list[Path] | None, typer.Option(help="Folders of other runs to show beside this one.")] = None,
 ) -> None:
     """A fleet in simulated time: the very router and policy of production over replicas that the cost model times."""
-    from autoscaling.decision_log import DecisionLog
-    from autoscaling.simulator.arrivals import parse_shares
-    from autoscaling.simulator.comparison import Experiment
-    from autoscaling.simulator.comparison import simulate as run_simulation
-    from autoscaling.simulator.fleet_setup import described, parse_replicas, parse_seconds
+    from autoscaling.simulator.fleet_setup import parse_replicas
     from autoscaling.simulator.report import html_report
-    from autoscaling.simulator.summary import RunLabel, read_summary, summarised, write_summary, write_whole
+    from autoscaling.simulator.runs import Traffic, run_into
+    from autoscaling.simulator.summary import read_summary, write_whole
     from cluster.config import FleetConfig
-    from cluster.errors import UserError
 
     fleet = FleetConfig.load(config)
-    wanted = _policy(policy, replicas)
+    contenders = _contenders(fleet, policy, replicas, fleets, name or output.resolve().name)
+    _check_numbers(rate, warm_up)
+    counts = parse_replicas(replicas, fleet) if replicas is not None else None
+    arrivals = _arrivals(_requests(trace, generate, seed), fleet, classes, seed=seed, rate=rate, warm_up_s=warm_up)
+    traffic = Traffic(
+        name=trace.name if trace is not None else generate or "",
+        arrivals=arrivals,
+        rate=rate,
+        warm_up_s=warm_up,
+        seed=seed,
+    )
+    experiments = [
+        _experiment(fleet, each, counts, traffic, accelerator=accelerator, profiles=profiles, cold_start=cold_start)
+        for each in contenders
+    ]
+    target = _target(target_ongoing_requests)
+    others = [read_summary(folder) for folder in compare or ()]
+    summaries = [
+        run_into(output / each.name if fleets is not None else output, each.name, experiment, traffic, target=target)
+        for each, experiment in zip(contenders, experiments, strict=True)
+    ]
+    write_whole(output / REPORT, html_report([*summaries, *others]).encode())
+    _show([*summaries, *others], output)
+
+
+def _contenders(
+    fleet: FleetConfig, policy: str, replicas: str | None, fleets: str | None, name: str
+) -> list[Contender]:
+    from autoscaling.simulator.contenders import Contender, parse_contenders, policy_named
+    from cluster.errors import UserError
+
+    if fleets is not None:
+        if replicas is not None:
+            raise UserError("--fleets: --replicas is of one fleet; give --warm-up, so that each finds its size first")
+        return parse_contenders(fleets, fleet.variants)
+    wanted = policy_named(policy, "--policy")
+    if wanted == "fixed" and replicas is None:
+        raise UserError("--policy fixed: no replicas given; add --replicas bf16=4")
+    return [Contender(name=name, variants=tuple(fleet.variants), policy=wanted)]
+
+
+def _check_numbers(rate: float, warm_up_s: float) -> None:
+    from cluster.errors import UserError
+
     if not 0 < rate < float("inf"):
         raise UserError(f"--rate: {rate:g} is not above 0; 2 makes twice as many requests a second")
-    counts = parse_replicas(replicas, fleet) if replicas is not None else None
-    shares = parse_shares(classes, fleet.slo_classes)
-    target = _target(target_ongoing_requests)
-    description = described(fleet, accelerator, only=counts, profiles=profiles, cold_start_s=parse_seconds(cold_start))
-    others = [read_summary(folder) for folder in compare or ()]
-    experiment = Experiment(
-        description=description,
-        policy=wanted,
-        initial=counts if counts is not None else _one_of_each(description),
-        max_context=min(fleet.engine.max_context, description.shape.max_positions),
-        seed=seed,
-        arrivals=_arrivals(_requests(trace, generate, seed), shares, seed, rate),
-    )
-    output.mkdir(parents=True, exist_ok=True)
-    on_decision = DecisionLog(output / DECISIONS, description).append if wanted == "kv-aware" else None
-    finished = run_simulation(experiment, target=target, on_decision=on_decision)
-    label = RunLabel(
-        name=name or output.resolve().name,
-        policy=finished.policy,
-        model=description.model,
-        accelerator=description.accelerator.name,
-        traffic=trace.name if trace is not None else generate or "",
-        rate=rate,
-        seed=seed,
-        max_context=experiment.max_context,
-    )
-    summary = summarised(finished.run, label)
-    write_summary(summary, output)
-    write_whole(output / REPORT, html_report([summary, *others]).encode())
-    _show([summary, *others], output)
-
-
-def _policy(name: str, replicas: str | None) -> PolicyName:
-    from autoscaling.simulator.comparison import POLICIES
-    from cluster.errors import UserError, did_you_mean
-
-    for policy in POLICIES:
-        if policy == name:
-            if policy == "fixed" and replicas is None:
-                raise UserError("--policy fixed: no replicas given; add --replicas bf16=4")
-            return policy
-    raise UserError(f"--policy: no policy {name!r}; {did_you_mean(name, POLICIES)}")
+    if not 0 <= warm_up_s < float("inf"):
+        raise UserError(f"--warm-up: {warm_up_s:g} is not a time of 0 s or more; write 300")
 
 
 def _target(text: str) -> float | None:
@@ -144,15 +151,47 @@ def _requests(trace: Path | None, generate: str | None, seed: int) -> Callable[[
 
 
 def _arrivals(
-    requests: Callable[[], Iterable[TracedRequest]], shares: dict[str, float], seed: int, rate: float
+    requests: Callable[[], Iterable[TracedRequest]],
+    fleet: FleetConfig,
+    classes: str,
+    *,
+    seed: int,
+    rate: float,
+    warm_up_s: float,
 ) -> Callable[[], Iterable[Arrival]]:
-    from autoscaling.simulator.arrivals import arrivals
+    from autoscaling.simulator.arrivals import arrivals, parse_shares, warmed_up
 
-    return lambda: arrivals(requests(), shares, seed=seed, rate=rate)
+    shares = parse_shares(classes, fleet.slo_classes)
+    return lambda: warmed_up(arrivals(requests(), shares, seed=seed, rate=rate), warm_up_s)
 
 
-def _one_of_each(description: FleetDescription) -> dict[str, int]:
-    return {name: max(1, each.bounds.min) for name, each in description.variants.items() if each.bounds.max}
+def _experiment(
+    fleet: FleetConfig,
+    contender: Contender,
+    counts: Mapping[str, int] | None,
+    traffic: Traffic,
+    *,
+    accelerator: str | None,
+    profiles: Path | None,
+    cold_start: str,
+) -> Experiment:
+    from autoscaling.simulator.comparison import Experiment
+    from autoscaling.simulator.fleet_setup import described, parse_seconds
+
+    only = counts if counts is not None else dict.fromkeys(contender.variants, 0)
+    description = described(
+        fleet, accelerator, only=only, profiles=profiles, cold_start_s=parse_seconds(cold_start, fleet)
+    )
+    bounds = {name: each.bounds for name, each in description.variants.items()}
+    return Experiment(
+        description=description,
+        policy=contender.policy,
+        initial=counts or {name: max(1, each.min) for name, each in bounds.items() if each.max},
+        max_context=min(fleet.engine.max_context, description.shape.max_positions),
+        seed=traffic.seed,
+        arrivals=traffic.arrivals,
+        warm_up_s=traffic.warm_up_s,
+    )
 
 
 def _show(runs: list[RunSummary], output: Path) -> None:
@@ -164,4 +203,4 @@ def _show(runs: list[RunSummary], output: Path) -> None:
     if not console.is_terminal:
         console.width = 150
     console.print(*summary_tables(runs), sep="\n", highlight=False)
-    console.print(f"{output / REPORT} has the charts, {output / 'summary.json'} the figures", highlight=False)
+    console.print(f"{output / REPORT} has the charts, the folders' summary.json the figures", highlight=False)

@@ -5,6 +5,33 @@ from __future__ import annotations
 from heapq import heappop, heappush
 
 from autoscaling.simulator.sequence import SimulatedSequence
+from cluster.rank import Rank
+
+
+class Growth:
+    """The blocks that decoding sequences take, step by step."""
+
+    def __init__(self, block_size: int) -> None:
+        self.num_sequences = 0
+        self._block_size = block_size
+        self._wanting = [0] * (2 * block_size)
+        """Sequences by the step, modulo the block size, before which their last block is full; twice over."""
+
+    def count(self, phase: int, change: int) -> None:
+        """`phase`: of the steps that want a block, modulo the block size."""
+        self.num_sequences += change
+        self._wanting[phase] += change
+        self._wanting[phase + self._block_size] += change
+
+    def at(self, step: int) -> int:
+        """Blocks that this step takes."""
+        return self._wanting[step % self._block_size]
+
+    def after(self, step: int, repeats: int) -> int:
+        """Blocks that are taken by so many steps from this one on, but for the first."""
+        cycles, rest = divmod(repeats - 1, self._block_size)
+        first = (step + 1) % self._block_size
+        return cycles * self.num_sequences + sum(self._wanting[first : first + rest])
 
 
 class Decoding:
@@ -13,32 +40,34 @@ class Decoding:
     def __init__(self, block_size: int) -> None:
         self.step = 0
         """Steps made."""
-        self.num_sequences = 0
+        self.growth = Growth(block_size)
+        self.growth_of_throughput = Growth(block_size)
+        """Of the sequences of a throughput objective among them."""
         self._block_size = block_size
         self._tokens_less_steps = 0
-        self._wanting = [0] * (2 * block_size)
-        """Sequences by the step, modulo the block size, before which their last block is full; twice over."""
-        self._ends: list[tuple[int, tuple[int, int], int, SimulatedSequence]] = []
+        self._ends: list[tuple[int, Rank, int, SimulatedSequence]] = []
+
+    @property
+    def num_sequences(self) -> int:
+        return self.growth.num_sequences
 
     @property
     def kv_tokens(self) -> int:
         """That the next step reads."""
-        return self._tokens_less_steps + self.num_sequences * self.step
+        return self._tokens_less_steps + self.growth.num_sequences * self.step
 
     def join(self, sequence: SimulatedSequence) -> None:
         sequence.joined_step = self.step
-        self.num_sequences += 1
         self._tokens_less_steps += sequence.num_tokens - self.step
-        self._count_wanting(sequence, 1)
+        self._count(sequence, 1)
         end = self.step + sequence.end_tokens - sequence.num_tokens
         heappush(self._ends, (end, sequence.rank, sequence.num_preemptions, sequence))
 
     def leave(self, sequence: SimulatedSequence) -> None:
         """Its tokens and blocks are written out again, as after the last step made."""
-        self.num_sequences -= 1
         self._tokens_less_steps -= sequence.num_tokens - sequence.joined_step
-        self._count_wanting(sequence, -1)
-        sequence.num_tokens = self.tokens(sequence)
+        self._count(sequence, -1)
+        sequence.num_tokens += self.step - sequence.joined_step
         sequence.num_computed_tokens = sequence.num_tokens - 1
         sequence.num_blocks = -(-(sequence.num_tokens - 1) // self._block_size)
         sequence.joined_step = -1
@@ -46,9 +75,9 @@ class Decoding:
     def advance(self, steps: int) -> list[SimulatedSequence]:
         """Steps were made; those that have all their tokens leave, in order of rank."""
         self.step += steps
-        ended = []
-        while self._ends and self._ends[0][0] <= self.step:
-            _, _, num_preemptions, sequence = heappop(self._ends)
+        ended, ends = [], self._ends
+        while ends and ends[0][0] <= self.step:
+            _, _, num_preemptions, sequence = heappop(ends)
             if sequence.joined_step >= 0 and sequence.num_preemptions == num_preemptions:
                 self.leave(sequence)
                 ended.append(sequence)
@@ -61,24 +90,15 @@ class Decoding:
         """Whether its last block is full before the next step."""
         return sequence.joined_step >= 0 and (self.tokens(sequence) - 1) % self._block_size == 0
 
-    def wanted(self) -> int:
-        """Blocks that the next step takes."""
-        return self._wanting[self.step % self._block_size]
-
-    def growth(self, repeats: int) -> int:
-        """Blocks that are taken by so many steps but for the first."""
-        cycles, rest = divmod(repeats - 1, self._block_size)
-        first = (self.step + 1) % self._block_size
-        return cycles * self.num_sequences + sum(self._wanting[first : first + rest])
-
     def most_repeats(self, num_free: int) -> int:
         """Steps until a sequence ends, or a block is wanted and none is free."""
+        growth = self.growth
         most = self._first_end() - self.step
-        if self.growth(most) <= num_free:
+        if growth.after(self.step, most) <= num_free:
             return most
-        cycles, num_free = divmod(num_free, self.num_sequences)
+        cycles, num_free = divmod(num_free, growth.num_sequences)
         repeats = 1 + cycles * self._block_size
-        while (wanted := self._wanting[(self.step + repeats) % self._block_size]) <= num_free:
+        while (wanted := growth.at(self.step + repeats)) <= num_free:
             num_free -= wanted
             repeats += 1
         return repeats
@@ -88,8 +108,9 @@ class Decoding:
             heappop(self._ends)
         return self._ends[0][0]
 
-    def _count_wanting(self, sequence: SimulatedSequence, change: int) -> None:
+    def _count(self, sequence: SimulatedSequence, change: int) -> None:
         """Its last block is full before a step at which it has a token more than a multiple of the block size."""
         phase = (1 - sequence.num_tokens + sequence.joined_step) % self._block_size
-        self._wanting[phase] += change
-        self._wanting[phase + self._block_size] += change
+        self.growth.count(phase, change)
+        if sequence.is_throughput:
+            self.growth_of_throughput.count(phase, change)

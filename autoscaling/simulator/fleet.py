@@ -2,27 +2,32 @@
 
 Production's own objects decide: cluster.routing.SloRouter where a request goes, an autoscaling.scaling.ScalingPolicy
 how many replicas there are, and a request waits, is tried once elsewhere and given up as serve_app/dispatch.py does it.
-Modelled are the replicas (SimulatedReplica), the way of Loads to the router (every `frame_period_s` from a busy
-replica, every `load_period_s` from an idle one; in production a busy one sends its Load after each step), and starts.
+Modelled are the replicas (SimulatedReplica), the way of Loads to the router, and starts. A Load comes every
+`frame_period_s` from a busy replica, every `load_period_s` from an idle one, and once what was sent there last counts
+in it; in production a busy one sends its Load after each step.
 Left out: the network, the ingress's own time, and the rest of the step that an answer to an admission waits for.
 """
 
 from __future__ import annotations
 
 import random
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from heapq import heappop, heappush
 from itertools import count
 from math import inf
+from typing import Any
 
 from autoscaling.fleet_plan import FleetTerms
 from autoscaling.scaling import ClassTraffic, FleetObservation, ScalingDecision, ScalingPolicy
-from autoscaling.simulator.arrivals import Arrival
+from autoscaling.simulator.arrivals import PREFIX_BLOCK_TOKENS, Arrival
 from autoscaling.simulator.ledger import Ledger, SimulatedRequest
 from autoscaling.simulator.replica import SimulatedReplica
 from autoscaling.simulator.replica_set import Member, ReplicaSet
 from cluster.output_lengths import OutputLengths
+from cluster.rank import deadline_s
+from cluster.replica_view import SETTLED_S
 from cluster.routing import Choice, RouteQuery, SloRouter
 from cluster.slo import Fallback
 
@@ -30,7 +35,6 @@ RETRY_S = 1.0
 """A queued request asks again at least so often (serve_app/dispatch.py)."""
 UNBOUNDED_MAX_TOKENS = 1024
 """What a request that names no bound may generate (serve_app/prompts.py); traces tell no bounds."""
-THROUGHPUT_PRIORITY = 1
 FOLLOWED_DECISIONS = 3
 """Routers follow the shares of a decision until so many further ones should have come."""
 
@@ -45,6 +49,8 @@ class SimulationSettings:
     """Of a busy replica's Loads."""
     seed: int = 0
     """Of the router's ties."""
+    counted_from_s: float = 0.0
+    """What arrives or is held before warms the fleet up, and counts for nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,8 +59,22 @@ class SimulatedRun:
     ledger: Ledger
     replicas: ReplicaSet
     decisions: tuple[tuple[float, ScalingDecision], ...]
+    counted_from_s: float
     ended_s: float
     """When the last answer was complete."""
+
+    @property
+    def duration_s(self) -> float:
+        """That counts."""
+        return self.ended_s - self.counted_from_s
+
+    def held_s(self, variant: str | None = None) -> float:
+        """Of all replicas, or a variant's, from asking for them until they are gone."""
+        return sum(
+            member.held_s(self.ended_s) - member.held_s(self.counted_from_s)
+            for member in self.replicas.members
+            if variant in (None, member.variant)
+        )
 
 
 Listener = Callable[[float, FleetObservation, ScalingDecision], None]
@@ -76,7 +96,7 @@ class FleetSimulation:
         self._policy = policy
         self._settings = settings
         self._on_decision = on_decision
-        self._ledger = Ledger(dict(terms.classes))
+        self._ledger = Ledger(dict(terms.classes), settings.counted_from_s)
         self._replicas = ReplicaSet(terms, most_repeats=most_repeats)
         self._outputs = OutputLengths()
         capabilities = terms.replicas.values()
@@ -86,10 +106,17 @@ class FleetSimulation:
             next(iter(capabilities)).limits,
             load_period_s=settings.load_period_s,
             rng=random.Random(settings.seed),
+            prefix_block_tokens=PREFIX_BLOCK_TOKENS,
         )
         self._live: dict[str, SimulatedRequest] = {}
-        self._events: list[tuple[float, int, Callable[[float], None]]] = []
+        self._events: list[tuple[float, int, Callable[[Any, float], None], Any]] = []
         self._numbers = count()
+        self._by_heard: dict[str, Member] = {}
+        """The running, whose Load came longest ago first."""
+        self._settling: deque[tuple[float, Member]] = deque()
+        """When a Load will count what was sent there, in order of time."""
+        self._num_waiting = dict.fromkeys(terms.classes, 0)
+        """Requests that are at no replica."""
         self._decided_s = 0.0
         self._decisions: list[tuple[float, ScalingDecision]] = []
         for member in self._replicas.scale(initial, 0.0).started:
@@ -97,29 +124,29 @@ class FleetSimulation:
 
     def run(self, arrivals: Iterable[Arrival]) -> SimulatedRun:
         """Until the last request is answered or given up."""
-        self._at(self._settings.decision_interval_s, self._decide)
+        self._at(self._settings.decision_interval_s, self._decide, None)
         now_s = 0.0
-        pending = iter(arrivals)
+        pending, events = iter(arrivals), self._events
         arrival = next(pending, None)
         while arrival is not None or self._live:
-            event_s = self._events[0][0]
-            if arrival is not None and arrival.at_s < event_s:
+            if arrival is not None and arrival.at_s < events[0][0]:
                 now_s = arrival.at_s
                 self._arrive(arrival)
                 arrival = next(pending, None)
             else:
-                now_s, _, happen = heappop(self._events)
-                happen(now_s)
+                now_s, _, happen, subject = heappop(events)
+                happen(subject, now_s)
         return SimulatedRun(
             terms=self._terms,
             ledger=self._ledger,
             replicas=self._replicas,
             decisions=tuple(self._decisions),
+            counted_from_s=self._settings.counted_from_s,
             ended_s=now_s,
         )
 
-    def _at(self, at_s: float, happen: Callable[[float], None]) -> None:
-        heappush(self._events, (at_s, next(self._numbers), happen))
+    def _at(self, at_s: float, happen: Callable[[Any, float], None], subject: object) -> None:
+        heappush(self._events, (at_s, next(self._numbers), happen, subject))
 
     def _arrive(self, arrival: Arrival) -> None:
         self._ledger.arrived(arrival)
@@ -127,8 +154,7 @@ class FleetSimulation:
             self._ledger.too_long(arrival)
             return
         slo = self._terms.classes[arrival.slo_class]
-        priority = THROUGHPUT_PRIORITY if slo.objective == "throughput" else 0
-        request = SimulatedRequest(f"r{next(self._numbers)}", arrival, slo, priority)
+        request = SimulatedRequest(f"r{next(self._numbers)}", arrival, slo)
         self._live[request.request_id] = request
         self._place(request, request.tried, arrival.at_s)
 
@@ -142,6 +168,7 @@ class FleetSimulation:
                 prompt_tokens=arrival.prompt_tokens,
                 expected_output_tokens=self._outputs.expected(arrival.slo_class),
                 exclude=exclude,
+                prefix=arrival.prefix,
             )
             chosen = self._router.choose(query, now_s)
             if not isinstance(chosen, Choice):
@@ -161,8 +188,16 @@ class FleetSimulation:
         arrival, member = request.arrival, self._replicas.running[replica_id]
         replica = member.replica
         max_tokens = max(arrival.output_tokens, min(UNBOUNDED_MAX_TOKENS, self._context - arrival.prompt_tokens))
+        slo = request.slo
         self._router.dispatched(
-            replica_id, request.request_id, arrival.prompt_tokens, max_tokens, now_s, request.slo.tpot_ms
+            replica_id,
+            request.request_id,
+            arrival.prompt_tokens,
+            max_tokens,
+            now_s,
+            slo.tpot_ms,
+            prefix=arrival.prefix,
+            objective=slo.objective,
         )
         before_s = replica.ends_s
         refused_s = replica.offer(
@@ -171,15 +206,18 @@ class FleetSimulation:
             prompt_tokens=arrival.prompt_tokens,
             output_tokens=arrival.output_tokens,
             max_tokens=max_tokens,
-            priority=request.priority,
+            objective=slo.objective,
+            deadline_s=deadline_s(slo, now_s - arrival.at_s),
             prefix=arrival.prefix,
         )
-        self._tell(member, now_s)
         if refused_s is not None:
+            self._tell(member, now_s)
             self._router.finished(request.request_id)
-        elif replica.ends_s != before_s:
+            return refused_s
+        self._settling.append((now_s + SETTLED_S, member))
+        if replica.ends_s != before_s:
             self._await_steps(replica)
-        return refused_s
+        return None
 
     def _wait(self, request: SimulatedRequest, fallback: Fallback, retry_after_s: float, now_s: float) -> None:
         left_s = request.deadline_s - now_s
@@ -187,15 +225,20 @@ class FleetSimulation:
             del self._live[request.request_id]
             self._ledger.refused(request.arrival)
             return
-        self._at(now_s + min(retry_after_s, left_s, RETRY_S), lambda at_s: self._place(request, frozenset(), at_s))
+        self._num_waiting[request.arrival.slo_class] += 1
+        self._at(now_s + min(retry_after_s, left_s, RETRY_S), self._ask_again, request)
+
+    def _ask_again(self, request: SimulatedRequest, now_s: float) -> None:
+        self._num_waiting[request.arrival.slo_class] -= 1
+        self._place(request, frozenset(), now_s)
 
     def _await_steps(self, replica: SimulatedReplica) -> None:
-        ends_s = replica.ends_s
-        if ends_s < inf:
-            self._at(ends_s, lambda _: self._finish_steps(replica) if replica.ends_s == ends_s else None)
+        if replica.ends_s < inf:
+            self._at(replica.ends_s, self._finish_steps, replica)
 
-    def _finish_steps(self, replica: SimulatedReplica) -> None:
-        now_s = replica.ends_s
+    def _finish_steps(self, replica: SimulatedReplica, now_s: float) -> None:
+        if replica.ends_s != now_s:
+            return  # cut short, so that they ended before
         done = replica.finish_steps()
         self._await_steps(replica)
         for sequence in done.begun:
@@ -211,16 +254,29 @@ class FleetSimulation:
 
     def _hear(self, now_s: float) -> None:
         """The Loads that have come since the router was last asked."""
-        frame_s, idle_s = now_s - self._settings.frame_period_s, now_s - self._settings.load_period_s
-        for member in self._replicas.running.values():
-            if member.heard_s <= idle_s or (member.heard_s <= frame_s and member.replica.step is not None):
+        settling, running = self._settling, self._replicas.running
+        while settling and settling[0][0] <= now_s:
+            settled_s, member = settling.popleft()
+            if member.heard_s < settled_s and member.replica.replica_id in running:
                 self._tell(member, now_s)
+        frame_s, idle_s = now_s - self._settings.frame_period_s, now_s - self._settings.load_period_s
+        due = []
+        for member in self._by_heard.values():
+            if member.heard_s > frame_s:
+                break
+            if member.heard_s <= idle_s or member.replica.step is not None:
+                due.append(member)
+        for member in due:
+            self._tell(member, now_s)
 
     def _tell(self, member: Member, now_s: float) -> None:
-        self._router.update(member.replica.load(now_s), now_s)
+        load = member.replica.load(now_s)
+        self._router.update(load, now_s)
         member.heard_s = now_s
+        self._by_heard.pop(load.replica_id, None)
+        self._by_heard[load.replica_id] = member
 
-    def _decide(self, now_s: float) -> None:
+    def _decide(self, _: object, now_s: float) -> None:
         self._hear(now_s)
         observation = self._observation(now_s)
         decision = self._policy.decide(observation)
@@ -231,12 +287,13 @@ class FleetSimulation:
         changes = self._replicas.scale(decision.replicas, now_s)
         for member in changes.drained:
             self._router.remove(member.replica.replica_id)
+            del self._by_heard[member.replica.replica_id]
         for member in changes.started:
             self._start(member, now_s)
-        self._at(now_s + self._settings.decision_interval_s, self._decide)
+        self._at(now_s + self._settings.decision_interval_s, self._decide, None)
 
     def _start(self, member: Member, now_s: float) -> None:
-        self._at(now_s + member.replica.capability.cold_start_s, lambda at_s: self._ready(member, at_s))
+        self._at(now_s + member.replica.capability.cold_start_s, self._ready, member)
 
     def _ready(self, member: Member, now_s: float) -> None:
         if self._replicas.ready(member, now_s):
@@ -264,6 +321,7 @@ class FleetSimulation:
                     output_tokens=window.output_tokens,
                     finished=window.finished,
                     refused=window.refused,
+                    waiting=self._num_waiting[name],
                 )
                 for name, window in sorted(self._ledger.next_windows().items())
             ),

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from autoscaling.fleet_description import FleetDescription, VariantTerms
 from autoscaling.fleet_plan import VariantBounds
-from autoscaling.kv_aware import KvAwareSettings
 from autoscaling.planner import memory_plan, slice_of
+from autoscaling.policy_settings import policy_settings
 from cluster.accelerators import Accelerator, accelerator_named
 from cluster.config import FleetConfig
 from cluster.errors import UserError, did_you_mean
@@ -35,13 +35,11 @@ def described(
     profiles: Path | None,
     cold_start_s: Mapping[str, float],
 ) -> FleetDescription:
-    """`only`: these variants, with so many replicas at least allowed; UserError for what cannot be."""
+    """`only`: these variants, with so many replicas at least allowed; UserError for what cannot be. Cold starts of the
+    file or `cold_start_s` hold; those of neither are guessed from the bytes of weights."""
     hardware = _hardware(config, accelerator)
     shape = shape_of(config.model.source, config.engine.max_context)
     variants = _variants(config, hardware, only)
-    for name in cold_start_s:
-        if name not in variants:
-            raise UserError(f"--cold-start: no variant {name!r}; {did_you_mean(name, variants)}")
     bounds = {name: _bounds(config, name, hardware, only) for name in variants}
     budget = _budget_replicas(config, bounds)
     part = slice_of(config, hardware, budget)
@@ -61,7 +59,7 @@ def described(
                 kv_capacity_tokens=kv_capacity(shape, variant, hardware, memory).tokens,
                 block_size=memory.block_size,
                 limits=limits,
-                cold_start_s=cold_start_s.get(name, _cold_start_s(shape, variant, hardware)),
+                cold_start_s=cold_start_s.get(name, _cold_start_s(config, shape, variant, hardware)),
                 bounds=bounds[name],
                 profile=_profile(profiles, name, hardware) if profiles is not None else None,
             )
@@ -69,7 +67,7 @@ def described(
         },
         classes=config.slo_classes,
         budget_replicas=budget,
-        settings=KvAwareSettings(headroom=config.autoscaling.headroom),
+        settings=policy_settings(config.autoscaling),
     )
 
 
@@ -88,11 +86,13 @@ def parse_replicas(text: str, config: FleetConfig) -> dict[str, int]:
     return counts
 
 
-def parse_seconds(text: str) -> dict[str, float]:
-    """`bf16=40,int4=25`."""
+def parse_seconds(text: str, config: FleetConfig) -> dict[str, float]:
+    """`bf16=40,int4=25`; UserError for an unknown variant or what is no time."""
     seconds: dict[str, float] = {}
     for part in filter(None, text.split(",")):
         name, _, value = part.partition("=")
+        if name not in config.variants:
+            raise UserError(f"--cold-start: no variant {name!r}; {did_you_mean(name, config.variants)}")
         try:
             seconds[name] = float(value)
         except ValueError:
@@ -149,7 +149,9 @@ def _budget_replicas(config: FleetConfig, bounds: Mapping[str, VariantBounds]) -
     return min(most, budget.gpus * each)
 
 
-def _cold_start_s(shape: ModelShape, variant: Variant, hardware: Accelerator) -> float:
+def _cold_start_s(config: FleetConfig, shape: ModelShape, variant: Variant, hardware: Accelerator) -> float:
+    if config.autoscaling.cold_start_s != "auto":
+        return config.autoscaling.cold_start_s
     return START_S[hardware.kind] + variant.resident_bytes(shape, hardware.kind) / LOAD_BYTES_PER_S
 
 

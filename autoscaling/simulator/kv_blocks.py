@@ -17,24 +17,17 @@ class KvBlocks:
     def __init__(self, num_blocks: int, block_size: int) -> None:
         self.num_blocks = num_blocks
         self.block_size = block_size
-        self._num_empty = num_blocks
-        self._num_cached = 0
+        self.num_free = num_blocks
+        """Empty or cached."""
+        self.num_cached = 0
         self._cached: OrderedDict[SimulatedSequence | int, int] = OrderedDict()
         """Least recently used first: a shared block, or so many blocks of a sequence's own, the last of them first."""
         self._holders: dict[int, int] = {}
         """Of each shared block whose contents are known."""
 
     @property
-    def num_free(self) -> int:
-        return self._num_empty + self._num_cached
-
-    @property
     def num_used(self) -> int:
         return self.num_blocks - self.num_free
-
-    @property
-    def num_cached(self) -> int:
-        return self._num_cached
 
     def blocks_for(self, num_tokens: int) -> int:
         return -(-num_tokens // self.block_size)
@@ -42,22 +35,27 @@ class KvBlocks:
     def take(self, count: int) -> None:
         """Empty ones first, then those that were not used for longest."""
         assert count <= self.num_free, f"{count} blocks wanted, {self.num_free} free"
-        from_empty = min(count, self._num_empty)
-        self._num_empty -= from_empty
-        count -= from_empty
-        self._num_cached -= count
+        self.num_free -= count
+        count = self.num_cached - self.num_free
+        if count <= 0:
+            return
+        self.num_cached = self.num_free
+        cached = self._cached
         while count:
-            key, available = self._cached.popitem(last=False)
+            key = next(iter(cached))
+            available = cached[key]
             if available > count:
-                self._cached[key] = available - count
-                self._cached.move_to_end(key, last=False)
+                cached[key] = available - count
                 return
+            del cached[key]
             count -= available
             if isinstance(key, int):
                 del self._holders[key]
 
     def known_prefix(self, sequence: SimulatedSequence) -> int:
         """Blocks of its beginning that the cache can give; at least its last token is computed again."""
+        if not sequence.shared_blocks and not sequence.num_preemptions:
+            return 0
         most = (sequence.num_tokens - 1) // self.block_size
         shared = sequence.shared_blocks
         if shared:
@@ -70,6 +68,8 @@ class KvBlocks:
 
     def num_idle(self, sequence: SimulatedSequence, known: int) -> int:
         """How many of these first blocks nobody holds."""
+        if not known:
+            return 0
         shared = sequence.shared_blocks[:known]
         return known - len(shared) + sum(self._holders[key] == 0 for key in shared)
 
@@ -84,17 +84,18 @@ class KvBlocks:
     def admit(self, sequence: SimulatedSequence, known: int, num_blocks: int) -> None:
         """Shares its first `known` blocks and takes the others."""
         shared = sequence.shared_blocks
-        sequence.holds_shared = [index < known for index in range(len(shared))]
-        for key in shared[:known]:
-            if self._holders[key] == 0:
-                del self._cached[key]
-                self._num_cached -= 1
-            self._holders[key] += 1
         own = self._cached.pop(sequence, 0)
-        hit = max(0, known - len(shared))
-        self._num_cached -= own
-        # More than were hit: a block of the prefix before them is gone, so that they can be found no more.
-        self._num_empty += own - hit
+        if shared:
+            sequence.holds_shared = [index < known for index in range(len(shared))]
+            for key in shared[:known]:
+                if self._holders[key] == 0:
+                    del self._cached[key]
+                    self.num_cached -= 1
+                    self.num_free -= 1
+                self._holders[key] += 1
+        # Not all of its own need be hit: where a block of the prefix before them is gone, they can be found no more.
+        self.num_cached -= own
+        self.num_free -= max(0, known - len(shared))
         self.take(num_blocks - known)
 
     def publish(self, sequence: SimulatedSequence, start: int, end: int) -> None:
@@ -110,16 +111,17 @@ class KvBlocks:
         shared = sequence.shared_blocks
         own = max(0, num_blocks - len(shared))
         known = max(0, num_computed_tokens // self.block_size - len(shared))
-        self._num_empty += own - known
+        self.num_free += own
         if known:
             self._cached[sequence] = known
-            self._num_cached += known
+            self.num_cached += known
         for index in range(min(num_blocks, len(shared)) - 1, -1, -1):
             if not sequence.holds_shared[index]:
-                self._num_empty += 1
+                self.num_free += 1
                 continue
             key = shared[index]
             self._holders[key] -= 1
             if self._holders[key] == 0:
                 self._cached[key] = 1
-                self._num_cached += 1
+                self.num_cached += 1
+                self.num_free += 1

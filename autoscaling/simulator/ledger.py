@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from autoscaling.simulator.arrivals import Arrival
-from cluster.slo import Outcome, SloLimits, meets_floor
+from cluster.slo import SloLimits, meets_floor
 
 ARRIVALS_BIN_S = 1.0
 
@@ -19,8 +19,6 @@ class SimulatedRequest:
     request_id: str
     arrival: Arrival
     slo: SloLimits
-    priority: int
-    """Requests of a throughput objective run after the others."""
     tried: frozenset[str] = frozenset()
     """Replicas that refused it."""
     first_token_s: float = 0.0
@@ -65,49 +63,61 @@ class TrafficWindow:
 
 
 class Ledger:
-    def __init__(self, classes: dict[str, SloLimits]) -> None:
+    def __init__(self, classes: dict[str, SloLimits], counted_from_s: float = 0.0) -> None:
+        """Requests that arrive before `counted_from_s` are demand, and nothing else."""
         self.classes = {name: ClassLedger() for name in classes}
         self.windows = {name: TrafficWindow() for name in classes}
         self.arrivals_by_second: Counter[int] = Counter()
+        """Seconds from the first that counts."""
         self.longest_tokens = 0
         """Of the requests refused for their length."""
+        self._counted_from_s = counted_from_s
 
     def arrived(self, arrival: Arrival) -> None:
-        entry, window = self.classes[arrival.slo_class], self.windows[arrival.slo_class]
-        entry.offered += 1
-        entry.prompt_tokens += arrival.prompt_tokens
+        window = self.windows[arrival.slo_class]
         window.arrivals += 1
         window.prompt_tokens += arrival.prompt_tokens
-        self.arrivals_by_second[int(arrival.at_s / ARRIVALS_BIN_S)] += 1
+        if arrival.at_s >= self._counted_from_s:
+            entry = self.classes[arrival.slo_class]
+            entry.offered += 1
+            entry.prompt_tokens += arrival.prompt_tokens
+            self.arrivals_by_second[int((arrival.at_s - self._counted_from_s) / ARRIVALS_BIN_S)] += 1
 
     def refused(self, arrival: Arrival) -> None:
-        self.classes[arrival.slo_class].refused += 1
         self.windows[arrival.slo_class].refused += 1
+        if arrival.at_s >= self._counted_from_s:
+            self.classes[arrival.slo_class].refused += 1
 
     def too_long(self, arrival: Arrival) -> None:
         self.refused(arrival)
-        self.classes[arrival.slo_class].too_long += 1
-        self.longest_tokens = max(self.longest_tokens, arrival.prompt_tokens + arrival.output_tokens)
+        if arrival.at_s >= self._counted_from_s:
+            self.classes[arrival.slo_class].too_long += 1
+            self.longest_tokens = max(self.longest_tokens, arrival.prompt_tokens + arrival.output_tokens)
 
     def answered(self, request: SimulatedRequest, variant: str, quality: float | None, now_s: float) -> None:
         """Its last token came."""
         arrival, slo = request.arrival, request.slo
-        entry, window = self.classes[arrival.slo_class], self.windows[arrival.slo_class]
+        window = self.windows[arrival.slo_class]
+        window.finished += 1
+        window.output_tokens += arrival.output_tokens
+        if arrival.at_s < self._counted_from_s:
+            return
+        entry = self.classes[arrival.slo_class]
         ttft_s = request.first_token_s - arrival.at_s
         further = arrival.output_tokens - 1
         tpot_s = (now_s - request.first_token_s) / further if further else None
-        outcome = Outcome(ttft_ms=ttft_s * 1e3, tpot_ms=tpot_s * 1e3 if tpot_s is not None else None, quality=quality)
-        entry.met += slo.met_by(outcome)
-        entry.below_floor += not meets_floor(quality, slo.min_quality)
-        entry.missed_ttft += slo.ttft_ms is not None and outcome.ttft_ms > slo.ttft_ms
-        entry.missed_tpot += slo.tpot_ms is not None and (outcome.tpot_ms or 0.0) > slo.tpot_ms
+        missed_ttft = slo.ttft_ms is not None and ttft_s * 1e3 > slo.ttft_ms
+        missed_tpot = tpot_s is not None and slo.tpot_ms is not None and tpot_s * 1e3 > slo.tpot_ms
+        below_floor = not meets_floor(quality, slo.min_quality)
+        entry.missed_ttft += missed_ttft
+        entry.missed_tpot += missed_tpot
+        entry.below_floor += below_floor
+        entry.met += not (missed_ttft or missed_tpot or below_floor)
         entry.output_tokens += arrival.output_tokens
         entry.ttft_s.append(ttft_s)
         if tpot_s is not None:
             entry.tpot_s.append(tpot_s)
         entry.answered_by[variant] += 1
-        window.finished += 1
-        window.output_tokens += arrival.output_tokens
 
     def next_windows(self) -> dict[str, TrafficWindow]:
         """Those until now; new ones begin."""

@@ -19,14 +19,16 @@ class RecentRate:
     def record(self, amount: float, now_s: float) -> None:
         if self._first_s is None:
             self._first_s = self._last_s = now_s
-        self._sum = self._decayed(now_s) + amount
-        self._last_s = now_s
+        if amount:
+            self._sum = self._decayed(now_s) + amount
+            self._last_s = now_s
 
     def spread(self, amount: float, start_s: float, end_s: float) -> None:
         if self._first_s is None:
             self._first_s = start_s
-        self._sum = self._decayed(end_s) + amount * _kept(end_s - start_s)
-        self._last_s = end_s
+        if amount:
+            self._sum = self._decayed(end_s) + amount * _kept(end_s - start_s)
+            self._last_s = end_s
 
     def per_second(self, now_s: float, *, under_way: float = 0.0, since_s: float = 0.0) -> float:
         """With what is spread from `since_s` until now and not recorded yet."""

@@ -68,10 +68,6 @@ class ReplicaSet:
     def num_held(self) -> int:
         return len(self.starting) + len(self.running) + len(self.draining)
 
-    def held_s(self, until_s: float) -> float:
-        """Of all replicas, from asking for them until they are gone."""
-        return sum(member.held_s(until_s) for member in self.members)
-
     def scale(self, target: Mapping[str, int], now_s: float) -> Changes:
         """Within the budget, whatever the target; what is draining has to end before others take its place."""
         changes = Changes()

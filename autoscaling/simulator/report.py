@@ -66,8 +66,9 @@ def html_report(runs: Sequence[RunSummary]) -> str:
 
 def _subtitle(run: RunSummary) -> str:
     rate = f" at {run.rate:g} times its rate" if run.rate != 1 else ""
+    after = f", after a warm-up of {run.warm_up_s:g} s" if run.warm_up_s else ""
     return (
-        f"{run.traffic}{rate}: {run.offered:,} requests in {run.duration_s / 3600:.2f} h on {run.accelerator};"
+        f"{run.traffic}{rate}: {run.offered:,} requests in {run.duration_s / 3600:.2f} h on {run.accelerator}{after};"
         f" seed {run.seed}, context {run.max_context:,} tokens"
     )
 

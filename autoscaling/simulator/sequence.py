@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from autoscaling.simulator.arrivals import PREFIX_BLOCK_TOKENS
+from cluster.rank import Rank
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -12,14 +13,16 @@ class SimulatedSequence:
     """While it decodes, `num_tokens` is as of the step `joined_step`: each step since has added one."""
 
     request_id: str
-    rank: tuple[int, int]
-    """Priority, then order of admission: smaller runs first and is preempted last."""
+    rank: Rank
+    """Smaller runs first and is preempted last."""
     num_tokens: int
     """Prompt and output so far."""
     end_tokens: int
     """Prompt and all output."""
     needed_tokens: int
     """Prompt and max_tokens: what it has promised to stay within."""
+    is_throughput: bool = False
+    """Of a throughput objective."""
     shared_blocks: tuple[int, ...] = ()
     """Names of the full blocks of its prompt that other prompts may share."""
     holds_shared: list[bool] = field(default_factory=list)

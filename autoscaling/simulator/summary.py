@@ -57,7 +57,7 @@ class VariantSummary:
     """Dollars."""
     most_replicas: int
     busy: float
-    """Share of the held time in which steps ran."""
+    """Share of the held time in which steps ran, the warm-up included."""
     preemptions: int
     prefix_hit_tokens: int
 
@@ -82,8 +82,10 @@ class RunSummary:
     rate: float
     seed: int
     max_context: int
+    warm_up_s: float
+    """Before, and counted for nothing."""
     duration_s: float
-    """From the first arrival to the last answer."""
+    """From the first arrival that counts to the last answer."""
     offered: int
     met: int
     refused: int
@@ -137,7 +139,8 @@ def summarised(run: SimulatedRun, label: RunLabel) -> RunSummary:
         rate=label.rate,
         seed=label.seed,
         max_context=label.max_context,
-        duration_s=run.ended_s,
+        warm_up_s=run.counted_from_s,
+        duration_s=run.duration_s,
         offered=offered,
         met=met,
         refused=sum(each.refused for each in classes.values()),
@@ -145,16 +148,13 @@ def summarised(run: SimulatedRun, label: RunLabel) -> RunSummary:
         longest_tokens=ledger.longest_tokens,
         attainment=met / offered if offered else 1.0,
         lowest_attainment=min((each.attainment for each in classes.values()), default=1.0),
-        goodput_per_s=met / run.ended_s if run.ended_s else 0.0,
+        goodput_per_s=met / run.duration_s if run.duration_s else 0.0,
         gpu_hours=gpu_hours,
         cost=sum(each.cost for each in variants.values()),
         goodput_per_gpu_hour=met / gpu_hours if gpu_hours else 0.0,
         classes=classes,
         variants=variants,
-        replicas=tuple(
-            TimelinePoint(at_s=each.at_s, running=each.running, starting=each.starting, draining=each.draining)
-            for each in run.replicas.history
-        ),
+        replicas=_timeline(run),
         arrivals_bin_s=bin_s,
         arrivals=arrivals,
     )
@@ -219,20 +219,37 @@ def _percentiles_ms(values_s: list[float]) -> Percentiles:
 def _variant_summary(run: SimulatedRun, variant: str) -> VariantSummary:
     members = [member for member in run.replicas.members if member.variant == variant]
     capability = run.terms.replicas[variant]
-    held_s = sum(member.held_s(run.ended_s) for member in members)
+    held_s, timeline = run.held_s(variant), _timeline(run)
+    all_s = sum(member.held_s(run.ended_s) for member in members)
     return VariantSummary(
         gpu_hours=held_s * capability.model.share / 3600,
         cost=held_s * capability.model.price_per_s,
         most_replicas=max(
             (
                 each.running.get(variant, 0) + each.starting.get(variant, 0) + each.draining.get(variant, 0)
-                for each in run.replicas.history
+                for each in timeline
             ),
             default=0,
         ),
-        busy=sum(member.replica.busy_s for member in members) / held_s if held_s else 0.0,
+        busy=sum(member.replica.busy_s for member in members) / all_s if all_s else 0.0,
         preemptions=sum(member.replica.num_preemptions for member in members),
         prefix_hit_tokens=sum(member.replica.num_prefix_hit_tokens for member in members),
+    )
+
+
+def _timeline(run: SimulatedRun) -> tuple[TimelinePoint, ...]:
+    """From the moment on that counts, as the fleet was then."""
+    from_s = run.counted_from_s
+    points = run.replicas.history
+    first = max((index for index, each in enumerate(points) if each.at_s <= from_s), default=0)
+    return tuple(
+        TimelinePoint(
+            at_s=max(0.0, each.at_s - from_s),
+            running=each.running,
+            starting=each.starting,
+            draining=each.draining,
+        )
+        for each in points[first:]
     )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence as Items
 from itertools import count
 
 from cluster.request import GenerationRequest, SamplingParams
+from cluster.slo import Objective
 from engine.kv_cache import BlockPool
 from engine.scheduler import Scheduler
 from engine.sequence import ScheduledChunk, Sequence
@@ -22,12 +23,22 @@ class EngineLoop:
         self._fresh = count(1_000_000)
         self._arrivals = 0
 
-    def add(self, prompt: Items[int], output_tokens: int, priority: int = 0) -> None:
+    def add(
+        self,
+        prompt: Items[int],
+        output_tokens: int,
+        priority: int = 0,
+        objective: Objective = "latency",
+        deadline_s: float | None = None,
+    ) -> None:
+        """The clock stands still: deadlines count from the same moment."""
         request = GenerationRequest(
             request_id=str(self._arrivals),
             prompt_token_ids=list(prompt),
             sampling=SamplingParams(max_tokens=output_tokens),
             priority=priority,
+            objective=objective,
+            deadline_s=deadline_s,
         )
         sequence = Sequence(
             request=request,

@@ -6,10 +6,13 @@ import random
 
 import pytest
 
-from autoscaling.simulator.batching import Batching, ScheduledStep
+from autoscaling.simulator.batching import Batching, ScheduledStep, ThroughputSums
 from autoscaling.simulator.kv_blocks import KvBlocks
 from autoscaling.simulator.sequence import SimulatedSequence
 from cluster.prediction import ReplicaLimits
+from cluster.rank import rank
+from cluster.slo import Objective
+from engine.queue_load import queue_load
 from tests.autoscaling.simulator.engine_loop import ChunkKey, EngineLoop
 
 BLOCK_SIZE = 4
@@ -22,20 +25,40 @@ class Both:
         self.batching = Batching(KvBlocks(num_blocks, BLOCK_SIZE), limits)
         self.arrivals = 0
 
-    def add(self, prompt_tokens: int, output_tokens: int, priority: int, prefix: tuple[int, ...] = ()) -> None:
+    def add(
+        self,
+        prompt_tokens: int,
+        output_tokens: int,
+        priority: int,
+        prefix: tuple[int, ...] = (),
+        *,
+        objective: Objective = "latency",
+        deadline_s: float | None = None,
+    ) -> None:
         """`prefix`: names of shared blocks; a block of a name has the same tokens everywhere."""
         prefix = prefix[: prompt_tokens // BLOCK_SIZE]
         shared = [BLOCK_SIZE * name + index for name in prefix for index in range(BLOCK_SIZE)]
         self.engine.add(
-            shared + self.engine.fresh_tokens(prompt_tokens - len(shared)), output_tokens, priority=priority
+            shared + self.engine.fresh_tokens(prompt_tokens - len(shared)),
+            output_tokens,
+            priority=priority,
+            objective=objective,
+            deadline_s=deadline_s,
         )
         self.batching.add(
             SimulatedSequence(
                 request_id=str(self.arrivals),
-                rank=(priority, self.arrivals),
+                rank=rank(
+                    priority=priority,
+                    objective=objective,
+                    deadline_s=deadline_s,
+                    arrived_s=0.0,
+                    number=self.arrivals,
+                ),
                 num_tokens=prompt_tokens,
                 end_tokens=prompt_tokens + output_tokens,
                 needed_tokens=prompt_tokens + output_tokens,
+                is_throughput=objective == "throughput",
                 shared_blocks=prefix,
             )
         )
@@ -51,7 +74,21 @@ class Both:
             self.batching.complete(step, 1)
         assert self.batching.pool.num_used == self.engine.pool.num_used
         assert self.batching.pool.num_cached == self.engine.pool.num_cached
+        self._same_load()
         return found
+
+    def _same_load(self) -> None:
+        """But that a last prompt token alone counts as a decode there."""
+        batching, expected = self.batching, queue_load(self.engine.scheduler)
+        alone = [each for each in batching.running if each.joined_step < 0 and each.num_uncomputed_tokens == 1]
+        sums, late = batching.throughput, sum(each.is_throughput for each in alone)
+        assert batching.decoding.num_sequences + len(alone) == expected["decode_sequences"]
+        assert batching.waiting_prefill_tokens - len(alone) == expected["waiting_prefill_tokens"]
+        assert sums.num_running == expected.get("throughput_sequences", 0)
+        assert sums.num_waiting == expected.get("throughput_waiting", 0)
+        assert sums.waiting_prefill_tokens - late == expected.get("throughput_prefill_tokens", 0)
+        held_blocks = min(batching.pool.num_used, sums.held_blocks)
+        assert held_blocks * BLOCK_SIZE == expected.get("throughput_kv_tokens", 0)
 
     @property
     def has_work(self) -> bool:
@@ -62,10 +99,10 @@ def chunks_of(batching: Batching, step: ScheduledStep | None) -> list[ChunkKey]:
     """Of prompts, and one token of every decoding sequence."""
     if step is None:
         return []
-    chunks = [(chunk.sequence.rank[1], chunk.start, chunk.num_tokens) for chunk in step.chunks]
+    chunks = [(chunk.sequence.rank[3], chunk.start, chunk.num_tokens) for chunk in step.chunks]
     for sequence in batching.running:
         if sequence.joined_step >= 0:
-            chunks.append((sequence.rank[1], batching.decoding.tokens(sequence) - 1, 1))
+            chunks.append((sequence.rank[3], batching.decoding.tokens(sequence) - 1, 1))
     return sorted(chunks)
 
 
@@ -80,12 +117,19 @@ def test_the_same_chunks_as_the_engine_at_every_step(seed: int) -> None:
         while both.arrivals < 60 and rng.random() < 0.25:
             prompt = rng.randrange(1, longest - 8)
             output = rng.randrange(1, longest - prompt)
-            both.add(prompt, output, priority=rng.choice([0, 0, 1]))
+            both.add(
+                prompt,
+                output,
+                priority=rng.choice([0, 0, 1]),
+                objective=rng.choice(["latency", "latency", "throughput"]),
+                deadline_s=rng.choice([None, 0.5, rng.uniform(0.0, 60.0)]),
+            )
         both.step()
         steps += 1
         assert steps < 10_000
     assert both.batching.num_preemptions == both.engine.scheduler.num_preemptions
     assert both.batching.waiting_prefill_tokens == both.batching.held_blocks == both.batching.promised_tokens == 0
+    assert both.batching.throughput == ThroughputSums()
 
 
 @pytest.mark.parametrize("seed", range(40))

@@ -134,7 +134,7 @@ def test_a_cold_start_is_paid_and_waited_for(fleet: FleetTerms) -> None:
     assert history == {0.0: (1, 0), 20.0: (1, 1), 40.0: (2, 0)}
     assert [len(seen.loads) for seen in policy.seen[:5]] == [1, 1, 1, 2, 2]
     assert policy.seen[2].starting == {"bf16": (20.0,)}
-    assert found.replicas.held_s(found.ended_s) == pytest.approx(2 * found.ended_s - 20.0)
+    assert found.held_s() == found.held_s("bf16") == pytest.approx(2 * found.ended_s - 20.0)
 
 
 def test_a_drained_replica_ends_its_streams_and_takes_no_more(fleet: FleetTerms) -> None:

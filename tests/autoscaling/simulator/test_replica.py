@@ -13,6 +13,8 @@ from autoscaling.simulator.step_times import StepTimes
 from autoscaling.sustained import ReplicaCapability
 from cluster.load import Load
 from cluster.request import GenerationRequest, SamplingParams
+from cluster.slo import Objective
+from cluster.waiting_room import most_requests
 from engine.admission import refusal
 from tests.autoscaling.simulator.conftest import profiled
 
@@ -42,6 +44,8 @@ def run(capability: ReplicaCapability, rate: float, most_repeats: int | None) ->
             output_tokens=1 + min(1000, int(rng.lognormvariate(4.5, 0.8))),
             max_tokens=1024,
             priority=rng.choice([0, 0, 1]),
+            objective=rng.choice(["latency", "latency", "throughput"]),
+            deadline_s=rng.choice([None, 0.5, 20.0]),
         )
         if refused_s is not None:
             log.refused.append(str(index))
@@ -106,18 +110,24 @@ def test_it_refuses_what_the_engine_refuses(small: ReplicaCapability) -> None:
     """The rules are engine.admission's, on the same Load."""
     rng = random.Random(4)
     replica = SimulatedReplica("r", small, StepTimes(small.model))
-    limit = small.limits.max_sequences + small.limits.max_waiting
     outcomes = set()
     for index in range(600):
         prompt = rng.randrange(1, 400)
+        objective: Objective = rng.choice(["latency", "throughput"])
         request = GenerationRequest(
-            request_id=str(index), prompt_token_ids=[1] * prompt, sampling=SamplingParams(max_tokens=64)
+            request_id=str(index),
+            prompt_token_ids=[1] * prompt,
+            sampling=SamplingParams(max_tokens=64),
+            objective=objective,
         )
+        limit = most_requests(objective, max_sequences=small.limits.max_sequences, max_waiting=small.limits.max_waiting)
         expected = refusal(replica.load(0.0), request, num_requests=replica.num_requests, max_requests=limit)
-        found = replica.offer(str(index), 0.0, prompt_tokens=prompt, output_tokens=32, max_tokens=64)
+        found = replica.offer(
+            str(index), 0.0, prompt_tokens=prompt, output_tokens=32, max_tokens=64, objective=objective
+        )
         assert found == (None if expected is None else expected.retry_after_s)
-        outcomes.add(found is None)
-    assert outcomes == {True, False}
+        outcomes.add((objective, found is None))
+    assert len(outcomes) == 4
 
 
 def test_a_prefix_that_was_computed_is_not_computed_again(bf16: ReplicaCapability) -> None:

@@ -49,7 +49,8 @@ def test_the_fewest_steps_that_last_so_long(bf16: ReplicaCapability) -> None:
     for _ in range(300):
         batch, kv_tokens, most = rng.randrange(1, 200), rng.randrange(200, 90_000), rng.randrange(1, 400)
         duration_s = rng.random() * times.decodes_s(batch, kv_tokens, most) * 1.1
-        steps = times.steps_lasting(batch, kv_tokens, duration_s, most)
+        steps, lasted_s = times.steps_lasting(batch, kv_tokens, duration_s, most)
+        assert lasted_s == pytest.approx(times.decodes_s(batch, kv_tokens, steps), rel=1e-12)
         assert 1 <= steps <= most
         assert steps == most or times.decodes_s(batch, kv_tokens, steps) >= duration_s
         assert steps == 1 or times.decodes_s(batch, kv_tokens, steps - 1) < duration_s
