@@ -55,9 +55,8 @@ class DecodeGraphs:
             graph.replay()
         return self._token_ids[:num_rows], self._logits[:num_rows]
 
-    def capture(self, sizes: Items[int] | None = None) -> None:
+    def capture(self, pool: tuple[int, int], sizes: Items[int] | None = None) -> None:
         """Largest first, so that all share the memory of the largest. The state must hold no sequence yet."""
-        pool = torch.cuda.graph_pool_handle()
         stream = torch.cuda.Stream()
         for size in sorted(sizes if sizes is not None else self.sizes, reverse=True):
             self._state.staging[0].fill_(self._state.pad_slot)

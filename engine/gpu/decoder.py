@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -47,7 +48,9 @@ class PromptContext:
     context_lens: Tensor
     """[S] int32: tokens of the sequence that are in the cache before its chunk"""
     longest: int
-    """Tokens of the longest chunk."""
+    """Tokens that no chunk exceeds."""
+    attended: Tensor | None = None
+    """[T, H, D]: where attention goes, if it has a place of its own."""
 
 
 Attend = Callable[[Tensor, GpuLayer, PagedKv], Tensor]
@@ -57,11 +60,16 @@ Attend = Callable[[Tensor, GpuLayer, PagedKv], Tensor]
 class GpuDecoder:
     def __init__(self, config: DecoderConfig, weights: GpuWeights, max_context: int, device: str) -> None:
         self.weights = weights
-        self.vocab = config.shape.vocab
+        self.vocab, self.shape = config.shape.vocab, config.shape
         self._layers = weights.layers
         self._eps = config.rms_norm_eps
         rope = config.rope
         self._rope = rope_tables(config.shape.head_dim, max_context, rope["rope_theta"], rope, device=device)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the residual stream."""
+        return self.weights.embedding.dtype
 
     def embed(self, token_ids: Tensor) -> Tensor:
         """[T] int64 -> [T, hidden]: a fresh residual stream"""
@@ -99,6 +107,7 @@ class GpuDecoder:
                 context.query_starts,
                 context.context_lens,
                 context.longest,
+                context.attended,
             ).flatten(1)
 
         return self._hidden(token_ids, kv_cache, attend)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,6 +22,7 @@ from engine.gpu.device_state import DeviceState
 from engine.gpu.extras import launch_logprobs, redraw
 from engine.gpu.host_copy import to_host
 from engine.gpu.prompt_batch import PromptBatch
+from engine.gpu.prompt_graphs import PromptGraphs
 from engine.gpu.prompt_logprobs import ROWS_AT_ONCE, launch_prompt_logprobs
 from engine.gpu.weights import CheckpointSource, DummySource, GpuWeights, load_gpu_weights
 from engine.linear import FLOAT_DTYPES
@@ -69,7 +71,7 @@ class GpuRunner:
         """A cache of so many blocks in place of the one before; decodes run kernel by kernel until `capture`."""
         shape, spec = self._config.shape, self._spec
         self.num_blocks = num_blocks
-        self._graphs, self._kv_cache = None, []  # first: two caches may not fit
+        self._graphs, self._prompt_graphs, self._kv_cache = None, None, []  # first: two caches may not fit
         self._kv_cache = allocate_paged_kv(
             num_blocks=num_blocks,
             layers=shape.layers,
@@ -80,11 +82,14 @@ class GpuRunner:
             device=spec.device,
         )
         self._graphs = DecodeGraphs(self._decoder, self._kv_cache, self._state, heads=shape.heads)
+        self._prompt_graphs = PromptGraphs(self._decoder, self._kv_cache, self._state, token_budget=spec.token_budget)
 
     def capture(self) -> None:
-        """Records a decode step of every batch size; no sequence may be running."""
+        """Records a decode step of every batch size and passes of short prompts; no sequence may be running."""
+        pool = torch.cuda.graph_pool_handle()
         with torch.inference_mode():
-            self._graphs.capture()
+            self._graphs.capture(pool)
+            self._prompt_graphs.capture(pool)
 
     def assume(self, chunks: list[ScheduledChunk]) -> None:
         """Takes the word of made-up sequences that all before their chunks is computed, so that decodes are decodes."""
@@ -157,15 +162,15 @@ class GpuRunner:
     def _launch_prompts(self, chunks: list[ScheduledChunk]) -> Reader:
         state = self._state
         state.enter(chunks)
-        batch = PromptBatch.of(chunks, state.block_tables, state.block_size)
-        hidden = self._decoder.prompt(batch.token_ids.long(), batch.context, self._kv_cache)
-        ends = batch.context.query_starts[1:]
+        hidden = self._prompts_hidden(chunks)
         sampling = [index for index, chunk in enumerate(chunks) if chunk.samples]
         prompt_logprobs = launch_prompt_logprobs(chunks, hidden, self._decoder.weights.head)
         if not sampling:
             return lambda: [ChunkResult(token_id=None, prompt_logprobs=found) for found in prompt_logprobs()]
-        where = torch.tensor(sampling, pin_memory=hidden.is_cuda).to(hidden.device, non_blocking=True)
-        rows, slots = ends[where].long() - 1, batch.context.rows[where].long()
+        ends = np.cumsum([chunk.num_tokens for chunk in chunks])
+        last = [(ends[index] - 1, chunks[index].sequence.slot) for index in sampling]
+        where = torch.tensor(np.array(last).T, pin_memory=hidden.is_cuda).to(hidden.device, non_blocking=True)
+        rows, slots = where.unbind()
         logits = self._decoder.weights.head.rows(hidden[rows])
         token_ids = torch.empty(len(sampling), dtype=torch.int64, device=hidden.device)
         sample_tokens(logits, state.sampling_of(slots), token_ids)
@@ -179,6 +184,15 @@ class GpuRunner:
             return results
 
         return read
+
+    def _prompts_hidden(self, chunks: list[ScheduledChunk]) -> Tensor:
+        """[tokens of the chunks, hidden]; by a graph where one holds them."""
+        size = self._prompt_graphs.size_for(chunks)
+        if size is None:
+            batch = PromptBatch.of(chunks, self._state.block_tables, self._state.block_size)
+            return self._decoder.prompt(batch.token_ids.long(), batch.context, self._kv_cache)
+        self._prompt_graphs.stage(chunks, size)
+        return self._prompt_graphs.run(size)[: sum(chunk.num_tokens for chunk in chunks)]
 
     def _sampled(self, chunks: list[ScheduledChunk], slots: Tensor, token_ids: Tensor, logits: Tensor) -> Reader:
         """The reader of what was drawn; rows with penalties or biases are drawn again, outside of the graph."""
