@@ -55,7 +55,7 @@ class ClassSeries:
     backlog_rate: float = 0.0
     """Requests a second that what waits asks for."""
     peaks: list[tuple[float, float]] = field(default_factory=list)
-    """Times and levels with their backlogs, of the last `hold_s`."""
+    """Times, and levels with their backlogs or what was expected then, of the last `hold_s`."""
     last_seen_s: float | None = None
     """When a request last arrived or waited."""
     asleep: bool = True
@@ -91,8 +91,18 @@ class DemandForecast:
             rates[name] = forecast + settings.noise * sqrt(forecast / settings.level_s) + series.backlog_rate
         return self._demand(rates)
 
+    def remember(self, expected: Iterable[ClassDemand]) -> None:
+        """A fleet was planned for this demand: for `hold_s` a smaller one has to hold it, too. Else what a trend or
+        chance made it grow by is taken back by the next decision, which sees the level alone."""
+        for demand in expected:
+            peaks = self.classes[demand.slo_class].peaks
+            if peaks:
+                at_s, level = peaks[-1]
+                peaks[-1] = (at_s, max(level, demand.rate_per_s))
+
     def held(self) -> tuple[ClassDemand, ...]:
-        """The largest level, with what waited, of the last `hold_s`: what a smaller fleet has to hold."""
+        """The largest level, with what waited, or demand planned for, of the last `hold_s`: what a smaller fleet has to
+        hold."""
         least = 1 / self._settings.idle_s
         peaks = {name: max((level for _, level in each.peaks), default=0.0) for name, each in self.classes.items()}
         return self._demand({name: 0.0 if self.classes[name].asleep else max(peaks[name], least) for name in peaks})

@@ -49,6 +49,7 @@ class KvAwarePolicy:
         self._forecast.observe(observation.traffic, observation.now_s)
         horizon_s = self._settings.interval_s + max(replica.cold_start_s for replica in self._terms.replicas.values())
         expected = self._forecast.expected(horizon_s)
+        self._forecast.remember(expected)
         running = _running(observation, self._terms)
         current = {name: count + len(observation.starting.get(name, ())) for name, count in running.items()}
         target, why = self._target(expected, current, running)

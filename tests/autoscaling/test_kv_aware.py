@@ -106,6 +106,18 @@ def test_a_burst_makes_it_grow_and_its_end_makes_it_shrink(terms: FleetTerms) ->
     assert loop.steps(low, 60)[-1] == few
 
 
+def test_what_a_rise_made_it_grow_by_is_not_taken_back_at_once(terms: FleetTerms) -> None:
+    """The rise is carried on, the arrivals are not: by the level alone it would shrink ten seconds later."""
+    only = {name: VariantBounds(min=0, max=64 if name == "bf16" else 0) for name in terms.bounds}
+    loop = Loop(replace(terms, bounds=only))
+    for rate in (5.0, 5.0, 5.0, 20.0, 40.0, 60.0, 80.0):
+        loop.step({"standard": rate})
+    asked = loop.step({"standard": 100.0}).replicas["bf16"]
+    hold = int(SETTINGS.demand.hold_s / 10)
+    assert min(found["bf16"] for found in loop.steps({"standard": 10.0}, hold - 1)) >= asked
+    assert loop.steps({"standard": 10.0}, hold)[-1]["bf16"] < asked
+
+
 def test_it_says_what_binds(terms: FleetTerms) -> None:
     decision = Loop(terms).step({"standard": 100.0})
     assert decision.reason.startswith("grows: fp8: ")
