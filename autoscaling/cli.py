@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import autoscaling.simulator.cli
+import autoscaling.tuning.cli
 
 if TYPE_CHECKING:
     from autoscaling.plan_tables import VariantPlan
@@ -26,6 +27,7 @@ def register(app: typer.Typer) -> None:
     app.command("plan")(plan)
     app.command("explain")(explain)
     autoscaling.simulator.cli.register(app)
+    autoscaling.tuning.cli.register(app)
 
 
 def register_bench(bench: typer.Typer) -> None:

@@ -90,11 +90,11 @@ def validated(model: type[Model], data: Any, file_name: str) -> Model:
 
 def with_quality(text: str, variant: str, quality: float) -> str:
     """The text of a fleet.yaml with `variants.<variant>.quality` set and every other character kept."""
-    variants = _child(yaml.compose(text, yaml.SafeLoader), "variants")
-    node = _child(variants, variant) if variants is not None else None
+    variants = child(yaml.compose(text, yaml.SafeLoader), "variants")
+    node = child(variants, variant) if variants is not None else None
     if not isinstance(node, yaml.MappingNode):
         raise UserError(f"variants.{variant}: not in the file as a section, so its quality cannot be registered there")
-    old = _child(node, "quality")
+    old = child(node, "quality")
     if old is not None:
         return text[: old.start_mark.index] + f"{quality:.4f}" + text[old.end_mark.index :]
     start = node.start_mark
@@ -106,12 +106,12 @@ def with_quality(text: str, variant: str, quality: float) -> str:
 
 def with_variant(text: str, variant: str, section: Mapping[str, Any]) -> str:
     """The text of a fleet.yaml with one more entry at the end of `variants`, every other character kept."""
-    variants = _child(yaml.compose(text, yaml.SafeLoader), "variants")
+    variants = child(yaml.compose(text, yaml.SafeLoader), "variants")
     if not isinstance(variants, yaml.MappingNode) or not variants.value:
         raise UserError(f"variants: not in the file as a section, so {variant} cannot be added there")
     entry = yaml.safe_dump({variant: dict(section)}, default_flow_style=True, sort_keys=False, width=sys.maxsize)
     entry = entry.strip()[1:-1]  # without the braces around it
-    end = _last_leaf(variants).end_mark.index
+    end = last_leaf(variants).end_mark.index
     if variants.flow_style:
         return f"{text[:end]}, {entry}{text[end:]}"
     indent = " " * variants.value[0][0].start_mark.column
@@ -120,11 +120,11 @@ def with_variant(text: str, variant: str, section: Mapping[str, Any]) -> str:
     return f"{head}\n{indent}{entry}{tail}"
 
 
-def _last_leaf(node: yaml.MappingNode) -> yaml.Node:
+def last_leaf(node: yaml.MappingNode) -> yaml.Node:
     """Where the section's own characters end: a block's end mark lies past the comments and blank lines after it."""
     last: yaml.Node = node.value[-1][1]
     is_block = isinstance(last, yaml.MappingNode) and not last.flow_style and last.value
-    return _last_leaf(last) if isinstance(last, yaml.MappingNode) and is_block else last
+    return last_leaf(last) if isinstance(last, yaml.MappingNode) and is_block else last
 
 
 def _problem(error: yaml.YAMLError) -> str:
@@ -133,7 +133,8 @@ def _problem(error: yaml.YAMLError) -> str:
     return str(error)
 
 
-def _child(node: yaml.Node | None, key: str) -> yaml.Node | None:
+def child(node: yaml.Node | None, key: str) -> yaml.Node | None:
+    """A mapping's value under `key`, None without one."""
     if not isinstance(node, yaml.MappingNode):
         return None
     return next((value for name, value in node.value if name.value == key), None)

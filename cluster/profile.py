@@ -7,7 +7,7 @@ import json
 import os
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,10 @@ class Profile:
     points: tuple[ProfilePoint, ...]
     measured_at: str
     """Date and time, ISO 8601."""
+
+    def times(self, ratio: float) -> Profile:
+        """As if every step had taken `ratio` times as long."""
+        return replace(self, points=tuple(replace(point, step_s=ratio * point.step_s) for point in self.points))
 
     def to_json(self) -> str:
         return json.dumps(self._plain(), indent=1)

@@ -8,12 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
-
-    from autoscaling.simulator.arrivals import Arrival, TracedRequest
-    from autoscaling.simulator.comparison import Experiment
     from autoscaling.simulator.contenders import Contender
-    from autoscaling.simulator.runs import Traffic
     from autoscaling.simulator.summary import RunSummary
     from cluster.config import FleetConfig
 
@@ -56,23 +51,29 @@ def simulate(
         str, typer.Option(help="Of a replica, for ongoing-requests; `best` tries several.")
     ] = "best",
     cold_start: Annotated[str, typer.Option(help="Seconds by variant, such as bf16=40,int4=25.")] = "",
+    step_time_ratio: Annotated[
+        str,
+        typer.Option(help="Steps of a running fleet over the profile's, such as bf16=1.2; `bench replay` tells it."),
+    ] = "",
     name: Annotated[
         str | None, typer.Option(help="Of this run in the report; the folder's name, if not given.")
     ] = None,
     compare: Annotated[list[Path] | None, typer.Option(help="Folders of other runs to show beside this one.")] = None,
 ) -> None:
     """A fleet in simulated time: the very router and policy of production over replicas that the cost model times."""
+    from autoscaling.simulator.experiment_options import experiment_of
     from autoscaling.simulator.fleet_setup import parse_replicas
     from autoscaling.simulator.report import html_report
     from autoscaling.simulator.runs import Traffic, run_into
     from autoscaling.simulator.summary import read_summary, write_whole
+    from autoscaling.simulator.traffic_options import check_numbers, classed, requested
     from cluster.config import FleetConfig
 
     fleet = FleetConfig.load(config)
     contenders = _contenders(fleet, policy, replicas, fleets, name or output.resolve().name)
-    _check_numbers(rate, warm_up)
+    check_numbers(rate, warm_up)
     counts = parse_replicas(replicas, fleet) if replicas is not None else None
-    arrivals = _arrivals(_requests(trace, generate, seed), fleet, classes, seed=seed, rate=rate, warm_up_s=warm_up)
+    arrivals = classed(requested(trace, generate, seed), fleet, classes, seed=seed, rate=rate, warm_up_s=warm_up)
     traffic = Traffic(
         name=trace.name if trace is not None else generate or "",
         arrivals=arrivals,
@@ -81,7 +82,16 @@ def simulate(
         seed=seed,
     )
     experiments = [
-        _experiment(fleet, each, counts, traffic, accelerator=accelerator, profiles=profiles, cold_start=cold_start)
+        experiment_of(
+            fleet,
+            each,
+            counts,
+            traffic,
+            accelerator=accelerator,
+            profiles=profiles,
+            cold_start=cold_start,
+            step_time_ratio=step_time_ratio,
+        )
         for each in contenders
     ]
     target = _target(target_ongoing_requests)
@@ -110,15 +120,6 @@ def _contenders(
     return [Contender(name=name, variants=tuple(fleet.variants), policy=wanted)]
 
 
-def _check_numbers(rate: float, warm_up_s: float) -> None:
-    from cluster.errors import UserError
-
-    if not 0 < rate < float("inf"):
-        raise UserError(f"--rate: {rate:g} is not above 0; 2 makes twice as many requests a second")
-    if not 0 <= warm_up_s < float("inf"):
-        raise UserError(f"--warm-up: {warm_up_s:g} is not a time of 0 s or more; write 300")
-
-
 def _target(text: str) -> float | None:
     from cluster.errors import UserError
 
@@ -131,67 +132,6 @@ def _target(text: str) -> float | None:
     if not 0 < target < float("inf"):
         raise UserError(f"--target-ongoing-requests: {text!r} is neither `best` nor a number above 0; give 32")
     return target
-
-
-def _requests(trace: Path | None, generate: str | None, seed: int) -> Callable[[], Iterable[TracedRequest]]:
-    """Read or checked now, so that a mistake is told before any work; given out as often as asked."""
-    from autoscaling.simulator.generated import generate as generated
-    from autoscaling.simulator.traces import read_trace
-    from cluster.errors import UserError
-
-    if (trace is None) == (generate is None):
-        raise UserError("simulate: give either --trace FILE or --generate SPEC, such as poisson:rate=5,duration_s=3600")
-    if trace is not None:
-        requests = read_trace(trace)
-        return lambda: requests
-    assert generate is not None
-    spec = generate
-    generated(spec, seed)
-    return lambda: generated(spec, seed)
-
-
-def _arrivals(
-    requests: Callable[[], Iterable[TracedRequest]],
-    fleet: FleetConfig,
-    classes: str,
-    *,
-    seed: int,
-    rate: float,
-    warm_up_s: float,
-) -> Callable[[], Iterable[Arrival]]:
-    from autoscaling.simulator.arrivals import arrivals, parse_shares, warmed_up
-
-    shares = parse_shares(classes, fleet.slo_classes)
-    return lambda: warmed_up(arrivals(requests(), shares, seed=seed, rate=rate), warm_up_s)
-
-
-def _experiment(
-    fleet: FleetConfig,
-    contender: Contender,
-    counts: Mapping[str, int] | None,
-    traffic: Traffic,
-    *,
-    accelerator: str | None,
-    profiles: Path | None,
-    cold_start: str,
-) -> Experiment:
-    from autoscaling.simulator.comparison import Experiment
-    from autoscaling.simulator.fleet_setup import described, parse_seconds
-
-    only = counts if counts is not None else dict.fromkeys(contender.variants, 0)
-    description = described(
-        fleet, accelerator, only=only, profiles=profiles, cold_start_s=parse_seconds(cold_start, fleet)
-    )
-    bounds = {name: each.bounds for name, each in description.variants.items()}
-    return Experiment(
-        description=description,
-        policy=contender.policy,
-        initial=counts or {name: max(1, each.min) for name, each in bounds.items() if each.max},
-        max_context=min(fleet.engine.max_context, description.shape.max_positions),
-        seed=traffic.seed,
-        arrivals=traffic.arrivals,
-        warm_up_s=traffic.warm_up_s,
-    )
 
 
 def _show(runs: list[RunSummary], output: Path) -> None:

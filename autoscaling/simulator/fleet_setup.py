@@ -34,9 +34,11 @@ def described(
     only: Mapping[str, int] | None,
     profiles: Path | None,
     cold_start_s: Mapping[str, float],
+    step_time_ratio: Mapping[str, float] | None = None,
 ) -> FleetDescription:
     """`only`: these variants, with so many replicas at least allowed; UserError for what cannot be. Cold starts of the
-    file or `cold_start_s` hold; those of neither are guessed from the bytes of weights."""
+    file or `cold_start_s` hold; those of neither are guessed from the bytes of weights. `step_time_ratio`: of variants,
+    what their steps take in a running fleet over what their profiles say."""
     hardware = _hardware(config, accelerator)
     shape = shape_of(config.model.source, config.engine.max_context)
     variants = _variants(config, hardware, only)
@@ -61,7 +63,7 @@ def described(
                 limits=limits,
                 cold_start_s=cold_start_s.get(name, _cold_start_s(config, shape, variant, hardware)),
                 bounds=bounds[name],
-                profile=_profile(profiles, name, hardware) if profiles is not None else None,
+                profile=_profile(profiles, name, hardware, (step_time_ratio or {}).get(name, 1.0)),
             )
             for name, variant in variants.items()
         },
@@ -84,6 +86,22 @@ def parse_replicas(text: str, config: FleetConfig) -> dict[str, int]:
     if not sum(counts.values()):
         raise UserError(f"--replicas: {text!r} starts none; give one variant at least one replica")
     return counts
+
+
+def parse_ratios(text: str, config: FleetConfig) -> dict[str, float]:
+    """`bf16=1.2,int4=1.3`; UserError for an unknown variant or what is no ratio."""
+    ratios: dict[str, float] = {}
+    for part in filter(None, text.split(",")):
+        name, _, value = part.partition("=")
+        if name not in config.variants:
+            raise UserError(f"--step-time-ratio: no variant {name!r}; {did_you_mean(name, config.variants)}")
+        try:
+            ratios[name] = float(value)
+        except ValueError:
+            raise UserError(f"--step-time-ratio: {part!r} is no ratio; write {name}=1.2") from None
+        if not 0.01 <= ratios[name] <= 100:
+            raise UserError(f"--step-time-ratio: {part!r} is not between 0.01 and 100; write {name}=1.2")
+    return ratios
 
 
 def parse_seconds(text: str, config: FleetConfig) -> dict[str, float]:
@@ -155,11 +173,15 @@ def _cold_start_s(config: FleetConfig, shape: ModelShape, variant: Variant, hard
     return START_S[hardware.kind] + variant.resident_bytes(shape, hardware.kind) / LOAD_BYTES_PER_S
 
 
-def _profile(path: Path, variant: str, hardware: Accelerator) -> Profile:
-    """The newest of this variant on this hardware."""
+def _profile(path: Path | None, variant: str, hardware: Accelerator, ratio: float) -> Profile | None:
+    """The newest of this variant on this hardware, its times multiplied by `ratio`."""
+    if path is None:
+        if ratio != 1:
+            raise UserError(f"--step-time-ratio: {variant}={ratio:g} is over a profile; give --profiles, too")
+        return None
     profile = newest_of(read_profiles(path), variant, hardware.name)
     if profile is None:
         raise UserError(
             f"--profiles: {path} has no profile of {variant} on {hardware.name}; measure one or leave the variant out"
         )
-    return profile
+    return profile if ratio == 1 else profile.times(ratio)

@@ -1,4 +1,4 @@
-"""A simulated run into its folder: decisions.jsonl and summary.json; it draws nothing and compares nothing."""
+"""A simulated run as its summary, or into its folder with a log of decisions; it draws nothing and compares nothing."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from autoscaling.decision_log import DecisionLog
 from autoscaling.simulator.arrivals import Arrival
 from autoscaling.simulator.comparison import Experiment, simulate
+from autoscaling.simulator.fleet import Listener
 from autoscaling.simulator.summary import RunLabel, RunSummary, summarised, write_summary
 
 DECISIONS = "decisions.jsonl"
@@ -30,7 +31,17 @@ def run_into(folder: Path, name: str, experiment: Experiment, traffic: Traffic, 
     """`target`: ongoing requests a replica, where the policy has one; None takes the best."""
     folder.mkdir(parents=True, exist_ok=True)
     log = DecisionLog(folder / DECISIONS, experiment.description) if experiment.policy == "kv-aware" else None
-    finished = simulate(experiment, target=target, on_decision=log.append if log is not None else None)
+    on_decision = log.append if log is not None else None
+    summary = summarised_run(name, experiment, traffic, target=target, on_decision=on_decision)
+    write_summary(summary, folder)
+    return summary
+
+
+def summarised_run(
+    name: str, experiment: Experiment, traffic: Traffic, *, target: float | None, on_decision: Listener | None = None
+) -> RunSummary:
+    """As `run_into`, and nothing is written."""
+    finished = simulate(experiment, target=target, on_decision=on_decision)
     description = experiment.description
     label = RunLabel(
         name=name,
@@ -42,6 +53,4 @@ def run_into(folder: Path, name: str, experiment: Experiment, traffic: Traffic, 
         seed=traffic.seed,
         max_context=experiment.max_context,
     )
-    summary = summarised(finished.run, label)
-    write_summary(summary, folder)
-    return summary
+    return summarised(finished.run, label)

@@ -1,0 +1,1 @@
+"""Tuning: the planner's settings that serve a trace best in the simulator; it changes no running fleet."""
