@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from autoscaling.demand import ClassDemand, ClassSeries, DemandForecast, DemandSettings
 from autoscaling.fleet_plan import FleetPlan, FleetTerms, cheapest_plan, plan_within
 from autoscaling.kept_replicas import beside, kept, within_bounds
+from autoscaling.measured_speed import at_speed, in_words, step_time_ratios
 from autoscaling.scaling import FleetObservation, ScalingDecision
 
 
@@ -33,6 +34,7 @@ class KvAwarePolicy:
 
     def __init__(self, terms: FleetTerms, settings: KvAwareSettings) -> None:
         self._terms = terms
+        """At the predicted speed."""
         self._settings = settings
         self._forecast = DemandForecast(settings.demand, terms.classes)
 
@@ -50,28 +52,34 @@ class KvAwarePolicy:
         horizon_s = self._settings.interval_s + max(replica.cold_start_s for replica in self._terms.replicas.values())
         expected = self._forecast.expected(horizon_s)
         self._forecast.remember(expected)
-        running = _running(observation, self._terms)
+        ratios = step_time_ratios(observation.loads)
+        terms = at_speed(self._terms, ratios)
+        running = _running(observation, terms)
         current = {name: count + len(observation.starting.get(name, ())) for name, count in running.items()}
-        target, why = self._target(expected, current, running)
-        holding = kept(target, current, observation, self._terms, self._settings.demand)
-        target = _beside_draining(
-            holding.replicas, current, self._terms.budget_replicas - sum(observation.draining.values())
-        )
-        shared = plan_within(expected, self._terms, 0.0, running)
+        target, why = self._target(expected, current, running, terms)
+        holding = kept(target, current, observation, terms, self._settings.demand)
+        target = _beside_draining(holding.replicas, current, terms.budget_replicas - sum(observation.draining.values()))
+        shared = plan_within(expected, terms, 0.0, running)
         return ScalingDecision(
-            replicas=target, shares=shared.shares if shared else {}, reason="; ".join([*holding.reasons, why])
+            replicas=target,
+            shares=shared.shares if shared else {},
+            reason="; ".join([*holding.reasons, why, *in_words(ratios)]),
         )
 
     def _target(
-        self, expected: Sequence[ClassDemand], current: Mapping[str, int], running: Mapping[str, int]
+        self,
+        expected: Sequence[ClassDemand],
+        current: Mapping[str, int],
+        running: Mapping[str, int],
+        terms: FleetTerms,
     ) -> tuple[Mapping[str, int], str]:
-        terms, headroom = self._terms, self._settings.headroom
+        headroom = self._settings.headroom
         if not within_bounds(current, terms):
             plan = cheapest_plan(expected, terms, headroom)
             return plan.replicas, f"outside its bounds: {plan.arithmetic()}"
         stays = plan_within(expected, terms, headroom, current)
         if stays is None:
-            plan = self._grown(expected, current)
+            plan = self._grown(expected, current, terms)
             return beside(plan.replicas, current, terms.budget_replicas), f"grows: {plan.arithmetic()}"
         held = _larger_of_each(expected, self._forecast.held())
         smaller = cheapest_plan(held, terms, min(0.95, headroom + self._settings.hysteresis))
@@ -84,11 +92,11 @@ class KvAwarePolicy:
             return both, f"grows towards a cheaper fleet: {smaller.arithmetic()}"
         return smaller.replicas, f"shrinks: {smaller.arithmetic()}"
 
-    def _grown(self, expected: Sequence[ClassDemand], current: Mapping[str, int]) -> FleetPlan:
+    def _grown(self, expected: Sequence[ClassDemand], current: Mapping[str, int], terms: FleetTerms) -> FleetPlan:
         """More of what there is, unless another choice of variants is much cheaper."""
         headroom = self._settings.headroom
-        larger = cheapest_plan(expected, self._terms, headroom, at_least=current)
-        anew = cheapest_plan(expected, self._terms, headroom)
+        larger = cheapest_plan(expected, terms, headroom, at_least=current)
+        anew = cheapest_plan(expected, terms, headroom)
         saves = anew.cost_per_s < (1 - self._settings.swap_gain) * larger.cost_per_s
         return anew if anew.short < larger.short or (saves and anew.short == larger.short) else larger
 

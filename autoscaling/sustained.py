@@ -51,6 +51,8 @@ class ReplicaCapability:
     limits: ReplicaLimits
     cold_start_s: float
     """From asking for it to its first token."""
+    step_time_ratio: float = 1.0
+    """Measured over predicted, where replicas run."""
 
     @property
     def variant(self) -> str:
@@ -133,11 +135,11 @@ def _sustained(
 def _point(
     replica: ReplicaCapability, batch: int, held_tokens: float, prompt_tokens: float, output_tokens: float
 ) -> _Point:
-    model = replica.model
+    model, ratio = replica.model, replica.step_time_ratio
     kv_tokens = round(batch * held_tokens)
     room = max(1, min(replica.limits.token_budget - batch, round(prompt_tokens)))
-    decode_s = model.step_s(StepShape(decode_sequences=batch, kv_tokens=kv_tokens))
-    mixed_s = model.step_s(
+    decode_s = ratio * model.step_s(StepShape(decode_sequences=batch, kv_tokens=kv_tokens))
+    mixed_s = ratio * model.step_s(
         StepShape(
             decode_sequences=batch,
             kv_tokens=kv_tokens,
