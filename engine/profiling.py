@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
+from statistics import median
 
 import msgspec
 
@@ -35,14 +36,14 @@ from engine.trial import Trial, trial_sequence
 
 STEP_FILES = ("runner.py", "model.py", "linear.py", "token_batch.py", "sampling_batch.py")
 MAX_REPETITIONS = 20
-"""The fastest counts, and a host that launches kernel by kernel takes from 12 to 29 ms for the same step."""
 
 
 class Effort(msgspec.Struct, frozen=True, kw_only=True):
     """How long a measurement may take."""
 
     point_s: float
-    """A shape is repeated until its steps took so long; the fastest counts: what else the machine did is no part."""
+    """A shape is repeated until its steps took so long; the median counts: the fastest is 10 to 15 % below what an
+    engine's steps come to take on a machine with neighbours."""
     cpu_s: float
     """Of all steps together; the last trials are left out."""
     gpu_s: float
@@ -233,7 +234,7 @@ def _measured(step_s: Timer, chunks: list[ScheduledChunk], budget_s: float) -> P
     times_s: list[float] = []
     while len(times_s) < MAX_REPETITIONS and sum(times_s) < budget_s:
         times_s.append(step_s(chunks))
-    return ProfilePoint(shape=step_shape(chunks), step_s=min(times_s))
+    return ProfilePoint(shape=step_shape(chunks), step_s=median(times_s))
 
 
 def main(path: Path, measurement: Measurement) -> int:

@@ -19,6 +19,7 @@ from starlette.responses import Response
 
 from autoscaling.serving_stats import Stats
 from cluster.config import FleetConfig
+from cluster.route_warm_up import warm_up_routes
 from cluster.routing import SloRouter
 from engine.text import TextCodec
 from serve_app.auth import ConcurrencyLimit, KeyFileGuard, NoGuard
@@ -170,9 +171,9 @@ class Ingress:
     """Serve's side of it. A call names no replica here: whatever is asked of one ingress is broadcast to all."""
 
     async def __init__(self, blueprint: Blueprint, handles: Mapping[str, DeploymentHandle]) -> None:
-        router = SloRouter(
-            blueprint.cost_models(), blueprint.limits, load_period_s=POLL_PERIOD_S, num_ingresses=NUM_INGRESSES
-        )
+        models = blueprint.cost_models()
+        warm_up_routes(models, blueprint.limits, blueprint.config.slo_classes.values())
+        router = SloRouter(models, blueprint.limits, load_period_s=POLL_PERIOD_S, num_ingresses=NUM_INGRESSES)
         self._view = FleetView(handles, router, ingress_id=uuid4().hex)
         self._dispatcher = Dispatcher(self._view)
         config = blueprint.config
