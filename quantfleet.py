@@ -12,6 +12,7 @@ import autoscaling.cli
 import batch_jobs.bench.cli
 import batch_jobs.cli
 import engine.cli
+import serve_app.bench.cli
 import serve_app.cli
 from cluster.errors import UserError
 
@@ -44,6 +45,7 @@ for folder in (serve_app, batch_jobs, autoscaling, engine):
 engine.cli.register_bench(bench)
 autoscaling.cli.register_bench(bench)
 batch_jobs.bench.cli.register_bench(bench)
+serve_app.bench.cli.register_bench(bench)
 app.add_typer(bench, name="bench")
 
 

@@ -107,10 +107,12 @@ def _variant_table(runs: Sequence[RunSummary]) -> str:
     for run in runs:
         rows.append(f'<tr class="part"><td colspan="6">{escape(run.name)}</td></tr>')
         for name, each in run.variants.items():
+            busy = "" if each.busy is None else f"{each.busy:.0%}"
+            preemptions = "" if each.preemptions is None else f"{each.preemptions:,}"
             answered = sum(entry.answered_by.get(name, 0) for entry in run.classes.values())
             rows.append(
                 f"<tr><td>{escape(name)}</td><td>{each.gpu_hours:,.2f}</td><td>{each.most_replicas}</td>"
-                f"<td>{each.busy:.0%}</td><td>{answered:,}</td><td>{each.preemptions:,}</td></tr>"
+                f"<td>{busy}</td><td>{answered:,}</td><td>{preemptions}</td></tr>"
             )
     return _table(["", "GPU-hours", "most replicas", "busy", "answers", "preemptions"], rows)
 

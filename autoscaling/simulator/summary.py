@@ -56,10 +56,12 @@ class VariantSummary:
     cost: float
     """Dollars."""
     most_replicas: int
-    busy: float
-    """Share of the held time in which steps ran, the warm-up included."""
-    preemptions: int
-    prefix_hit_tokens: int
+    busy: float | None
+    """Share of the held time in which steps ran, the warm-up included; None, as the two below: of a real fleet."""
+    preemptions: int | None
+    prefix_hit_tokens: int | None
+    step_time_ratio: float | None = None
+    """Of a real fleet: measured over predicted, in the mean of what its replicas said."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,7 +126,7 @@ class RunLabel:
 
 def summarised(run: SimulatedRun, label: RunLabel) -> RunSummary:
     ledger = run.ledger
-    classes = {name: _class_summary(entry) for name, entry in ledger.classes.items() if entry.offered}
+    classes = {name: class_summary(entry) for name, entry in ledger.classes.items() if entry.offered}
     variants = {name: _variant_summary(run, name) for name in run.terms.replicas}
     offered, met = sum(each.offered for each in classes.values()), sum(each.met for each in classes.values())
     gpu_hours = sum(each.gpu_hours for each in variants.values())
@@ -193,7 +195,7 @@ def write_whole(path: Path, data: bytes) -> None:
     os.replace(unfinished, path)
 
 
-def _class_summary(entry: ClassLedger) -> ClassSummary:
+def class_summary(entry: ClassLedger) -> ClassSummary:
     return ClassSummary(
         offered=entry.offered,
         met=entry.met,
