@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import count
@@ -17,8 +17,8 @@ from pathlib import Path
 
 import msgspec
 
-from autoscaling.demand import ClassSeries
 from autoscaling.fleet_description import FleetDescription
+from autoscaling.kv_aware import PolicyMemory
 from autoscaling.scaling import FleetObservation, ScalingDecision
 from cluster.errors import UserError
 
@@ -36,7 +36,7 @@ class Header:
     fleet: FleetDescription
     dry_run: bool = False
     """Decided, and not acted upon."""
-    memory: Mapping[str, ClassSeries] = field(default_factory=dict)
+    memory: PolicyMemory = field(default_factory=PolicyMemory)
     """Of the policy, before the first decision here; empty where it had seen nothing."""
 
 
@@ -61,14 +61,14 @@ class DecisionLog:
         self._path = path
         self._header = Header(format=FORMAT, fleet=fleet, dry_run=dry_run)
         self._most_bytes = most_bytes
-        self._begin({})
+        self._begin(PolicyMemory())
 
     def append(
         self,
         at_s: float,
         observation: FleetObservation,
         decision: ScalingDecision,
-        memory: Mapping[str, ClassSeries] | None = None,
+        memory: PolicyMemory | None = None,
     ) -> None:
         """`memory` of the policy after the decision; without it the log grows for ever."""
         line = msgspec.json.encode(Entry(at_s=at_s, observation=observation, decision=decision)) + b"\n"
@@ -79,7 +79,7 @@ class DecisionLog:
             set_aside(self._path)
             self._begin(memory)
 
-    def _begin(self, memory: Mapping[str, ClassSeries]) -> None:
+    def _begin(self, memory: PolicyMemory) -> None:
         self._path.write_bytes(msgspec.json.encode(replace(self._header, memory=memory)) + b"\n")
 
 

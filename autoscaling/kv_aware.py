@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from autoscaling.demand import ClassDemand, ClassSeries, DemandForecast, DemandSettings
 from autoscaling.fleet_plan import FleetPlan, FleetTerms, cheapest_plan, plan_within
 from autoscaling.kept_replicas import beside, kept, within_bounds
-from autoscaling.measured_speed import at_speed, in_words, step_time_ratios
+from autoscaling.measured_speed import MeasuredSpeeds, Speed, at_speed, in_words
 from autoscaling.scaling import FleetObservation, ScalingDecision
 
 
@@ -29,6 +29,15 @@ class KvAwareSettings:
     demand: DemandSettings = field(default_factory=DemandSettings)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyMemory:
+    """All that further decisions rest on beside what they are told."""
+
+    classes: Mapping[str, ClassSeries] = field(default_factory=dict)
+    speeds: Mapping[str, Speed] = field(default_factory=dict)
+    """By variant."""
+
+
 class KvAwarePolicy:
     """autoscaling.scaling.ScalingPolicy; the same observations in the same order give the same decisions."""
 
@@ -37,22 +46,24 @@ class KvAwarePolicy:
         """At the predicted speed."""
         self._settings = settings
         self._forecast = DemandForecast(settings.demand, terms.classes)
+        self._speeds = MeasuredSpeeds()
 
     @property
-    def memory(self) -> Mapping[str, ClassSeries]:
-        """All that further decisions rest on beside what they are told; to be read, as JSON for example, at once."""
-        return self._forecast.classes
+    def memory(self) -> PolicyMemory:
+        """To be read, as JSON for example, at once: the next decision changes it."""
+        return PolicyMemory(classes=self._forecast.classes, speeds=self._speeds.variants)
 
-    def resume(self, memory: Mapping[str, ClassSeries]) -> None:
+    def resume(self, memory: PolicyMemory) -> None:
         """Goes on where another left off; `memory` is its own from now on."""
-        self._forecast.classes = dict(memory)
+        self._forecast.classes, self._speeds.variants = dict(memory.classes), dict(memory.speeds)
 
     def decide(self, observation: FleetObservation) -> ScalingDecision:
         self._forecast.observe(observation.traffic, observation.now_s)
         horizon_s = self._settings.interval_s + max(replica.cold_start_s for replica in self._terms.replicas.values())
         expected = self._forecast.expected(horizon_s)
         self._forecast.remember(expected)
-        ratios = step_time_ratios(observation.loads)
+        self._speeds.observe(observation.loads, observation.now_s)
+        ratios = self._speeds.ratios()
         terms = at_speed(self._terms, ratios)
         running = _running(observation, terms)
         current = {name: count + len(observation.starting.get(name, ())) for name, count in running.items()}

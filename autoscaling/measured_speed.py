@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from math import exp
 from statistics import fmean
 
 from autoscaling.fleet_plan import FleetTerms
@@ -13,17 +14,40 @@ LEAST_SAMPLES = 20
 """Steps, until a replica's ratio is more than its first ones."""
 SLOWEST, FASTEST = 3.0, 0.5
 """A ratio beyond is a fault of the profile, and no reason to buy three fleets."""
+SMOOTHED_S = 60.0
+"""Time constant."""
 STEP = 0.05
 """Ratios are rounded to it: they are noisy, and each one costs a bisection."""
 
 
-def step_time_ratios(loads: Iterable[Load]) -> dict[str, float]:
-    """By variant, where its replicas have measured enough."""
-    told: dict[str, list[float]] = {}
-    for load in loads:
-        if load.step_samples >= LEAST_SAMPLES:
-            told.setdefault(load.variant, []).append(load.step_time_ratio)
-    return {name: _bounded(fmean(ratios)) for name, ratios in told.items()}
+@dataclass(slots=True, kw_only=True)
+class Speed:
+    """Of a variant, as plain values."""
+
+    ratio: float
+    at_s: float
+    """When it was last told."""
+
+
+class MeasuredSpeeds:
+    """Ratios smoothed over time: a replica's own is of its last tens of steps."""
+
+    def __init__(self) -> None:
+        self.variants: dict[str, Speed] = {}
+        """All that it remembers."""
+
+    def observe(self, loads: Iterable[Load], now_s: float) -> None:
+        told: dict[str, list[float]] = {}
+        for load in loads:
+            if load.step_samples >= LEAST_SAMPLES:
+                told.setdefault(load.variant, []).append(min(SLOWEST, max(FASTEST, load.step_time_ratio)))
+        for name, ratios in told.items():
+            speed = self.variants.setdefault(name, Speed(ratio=fmean(ratios), at_s=now_s))
+            speed.ratio += (1 - exp((speed.at_s - now_s) / SMOOTHED_S)) * (fmean(ratios) - speed.ratio)
+            speed.at_s = now_s
+
+    def ratios(self) -> dict[str, float]:
+        return {name: round(speed.ratio / STEP) * STEP for name, speed in self.variants.items()}
 
 
 def at_speed(terms: FleetTerms, ratios: Mapping[str, float]) -> FleetTerms:
@@ -38,7 +62,3 @@ def in_words(ratios: Mapping[str, float]) -> tuple[str, ...]:
     return tuple(
         f"{name}'s steps take {ratio:.2f} times the predicted" for name, ratio in sorted(ratios.items()) if ratio != 1
     )
-
-
-def _bounded(ratio: float) -> float:
-    return round(min(SLOWEST, max(FASTEST, ratio)) / STEP) * STEP

@@ -13,7 +13,7 @@ from autoscaling.tuning.search import Trial, best_first
 from autoscaling.tuning.search_space import Settings
 
 BEST = 5
-"""Trials that are reported."""
+"""Trials that are reported beside the default."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,16 +52,16 @@ class Outcome:
     trials: int
     default: Judged
     best: tuple[Judged, ...]
-    """The best first; the default may be among them."""
+    """The best first, the default where it belongs among them."""
 
 
 def judged(
     trials: Sequence[Trial], objective: Objective, source: Source, held_out: Callable[[Settings], Figures]
 ) -> Outcome:
-    chosen = {trial.number: trial for trial in (trials[0], *best_first(trials, objective)[:BEST])}
-    done = {number: Judged(trial=each, held_out=held_out(each.settings)) for number, each in chosen.items()}
-    best = tuple(done[trial.number] for trial in best_first(trials, objective)[:BEST])
-    return Outcome(objective=objective, source=source, trials=len(trials), default=done[0], best=best)
+    chosen = best_first([trials[0], *best_first(trials[1:], objective)[:BEST]], objective)
+    best = tuple(Judged(trial=trial, held_out=held_out(trial.settings)) for trial in chosen)
+    default = next(each for each in best if each.trial is trials[0])
+    return Outcome(objective=objective, source=source, trials=len(trials), default=default, best=best)
 
 
 def verdict(outcome: Outcome) -> Iterator[str]:

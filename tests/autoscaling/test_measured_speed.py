@@ -8,7 +8,7 @@ import pytest
 
 from autoscaling.fleet_plan import FleetTerms
 from autoscaling.kv_aware import KvAwarePolicy, KvAwareSettings
-from autoscaling.measured_speed import at_speed, step_time_ratios
+from autoscaling.measured_speed import MeasuredSpeeds, at_speed
 from autoscaling.scaling import ClassTraffic, FleetObservation, ScalingDecision
 from autoscaling.sustained import Mix, sustained
 from cluster.load import Load
@@ -43,8 +43,20 @@ def decided(terms: FleetTerms, ratios: Mapping[str, float]) -> ScalingDecision:
 
 
 def test_ratios_are_the_mean_of_those_who_measured_enough() -> None:
+    speeds = MeasuredSpeeds()
     loads = [load("bf16", 1.2), load("bf16", 1.41), load("bf16", 9.0, samples=3), load("fp8", 0.01), load("int4", 99.0)]
-    assert step_time_ratios(loads) == {"bf16": pytest.approx(1.3), "fp8": 0.5, "int4": 3.0}
+    speeds.observe(loads, 0.0)
+    assert speeds.ratios() == {"bf16": pytest.approx(1.3), "fp8": 0.5, "int4": 3.0}
+
+
+def test_what_a_replica_tells_for_a_moment_changes_little() -> None:
+    speeds = MeasuredSpeeds()
+    for second in range(0, 300, 5):
+        speeds.observe([load("bf16", 2.0 if second == 200 else 1.0)], float(second))
+    assert speeds.ratios() == {"bf16": 1.0}
+    for second in range(300, 600, 5):
+        speeds.observe([load("bf16", 2.0)], float(second))
+    assert speeds.ratios()["bf16"] == pytest.approx(2.0, abs=0.05)
 
 
 def test_steps_half_as_fast_hold_at_most_half(terms: FleetTerms) -> None:

@@ -52,10 +52,11 @@ def outcome(*costs: float, held_out_attainment: float = 1.0) -> Outcome:
 
 def test_the_default_and_the_best_five_are_judged_on_both_halves() -> None:
     found = outcome(9, 8, 2, 7, 3, 6, 4, 5)
-    assert [each.trial.number for each in found.best] == [2, 4, 6, 7, 5]
-    assert len(found.best) == BEST
-    assert found.default.held_out.cost == 10
-    assert [each.held_out.cost for each in found.best] == [3, 4, 5, 6, 7]
+    assert [each.trial.number for each in found.best] == [2, 4, 6, 7, 5, 0]
+    assert len(found.best) == BEST + 1
+    assert found.default is found.best[-1]
+    assert [each.held_out.cost for each in found.best] == [3, 4, 5, 6, 7, 10]
+    assert [each.trial.number for each in outcome(4, 8, 2).best] == [2, 0, 1]
 
 
 def test_in_words() -> None:
