@@ -46,6 +46,8 @@ class ClassLoad:
     demand: ClassDemand
     mix: Mix
     sustained: Sustained
+    beyond: str = ""
+    """The limits that are not kept, in words."""
 
     @property
     def replicas(self) -> float:
@@ -53,7 +55,8 @@ class ClassLoad:
         return self.demand.rate_per_s / self.sustained.rate_per_s
 
     def arithmetic(self) -> str:
-        return f"{self.demand.slo_class} {self.demand.rate_per_s:.2f}/s of {self.sustained.arithmetic(self.mix)}"
+        arithmetic = self.sustained.arithmetic(self.mix)
+        return f"{self.demand.slo_class} {self.demand.rate_per_s:.2f}/s of {arithmetic}{self.beyond}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,16 +135,18 @@ def _choices(entry: ClassDemand, terms: FleetTerms) -> list[str]:
     able = [name for name, replica in terms.replicas.items() if terms.bounds[name].max and may_serve(limits, replica)]
     if not able and limits.fallback == "degrade":
         able = [name for name in terms.replicas if terms.bounds[name].max]
-    costs = {name: _cost_of_request(entry, terms, name) for name in able}
-    return sorted((name for name in able if costs[name] < float("inf")), key=lambda name: (costs[name], name))[
-        :VARIANTS_A_CLASS
-    ]
+    ranked = sorted((*_cost_of_request(entry, terms, name), name) for name in able)
+    return [name for broken, cost, name in ranked if broken == ranked[0][0] and cost < float("inf")][:VARIANTS_A_CLASS]
 
 
-def _cost_of_request(entry: ClassDemand, terms: FleetTerms, name: str) -> float:
+def _cost_of_request(entry: ClassDemand, terms: FleetTerms, name: str) -> tuple[int, float]:
+    """How many of its limits cannot be kept there, and the price of a request then.
+
+    Requests whose limits no variant keeps come all the same: a fleet that left them out would be too small for all.
+    """
     replica, limits = terms.replicas[name], terms.classes[entry.slo_class]
-    rate = sustained(replica, _mix(entry, [limits])).rate_per_s
-    return replica.price_per_s / rate if rate else float("inf")
+    found, broken = _within(replica, _mix(entry, [limits]))
+    return len(broken), replica.price_per_s / found.rate_per_s if found.rate_per_s else float("inf")
 
 
 def _assignments(
@@ -164,11 +169,23 @@ def _load(variant: str, entries: Sequence[ClassDemand], terms: FleetTerms, headr
 def _class_load(replica: ReplicaCapability, entry: ClassDemand, mix: Mix) -> ClassLoad:
     """Within its own limits it can be kept there; long prompts may still pass the TTFT limit of another class, whose
     own prompts are shorter and do not wait for all of them."""
-    for looser in (mix, replace(mix, ttft_s=None), replace(mix, ttft_s=None, tpot_s=None)):
-        found = sustained(replica, looser)
+    found, broken = _within(replica, mix)
+    beyond = f", beyond its {' and '.join(broken)}" if broken else ""
+    return ClassLoad(demand=entry, mix=mix, sustained=found, beyond=beyond)
+
+
+def _within(replica: ReplicaCapability, mix: Mix) -> tuple[Sustained, tuple[str, ...]]:
+    """What is sustained within as many of the limits as can be kept, and those that cannot."""
+    looser = (
+        (mix, ()),
+        (replace(mix, ttft_s=None), ("TTFT",)),
+        (replace(mix, ttft_s=None, tpot_s=None), ("TTFT", "TPOT")),
+    )
+    for limited, broken in looser:  # noqa: B007  (told to the caller)
+        found = sustained(replica, limited)
         if found.rate_per_s:
             break
-    return ClassLoad(demand=entry, mix=mix, sustained=found)
+    return found, broken
 
 
 def _mix(entry: ClassDemand, limits: Sequence[SloLimits]) -> Mix:

@@ -27,6 +27,9 @@ LATE_SHARE = 0.01
 """Of requests that may pass the TTFT limit: an attainment of 99 %."""
 PROMPT_VARIATION = 1.0
 """cv^2 of prompt lengths; 1.0 and 1.9 in Azure's conversation and code traces of 2023."""
+BISECTIONS = 20
+LEAST_SHARE = 0.01
+"""Of the rate of one sequence after another: a replica that may be busy for so little of the time is of no use."""
 SATURATED = 0.97
 """A rate this near to that of a batch twice as large is ended by the arithmetic and not by what ends the batch."""
 
@@ -99,6 +102,8 @@ class _Point:
     late_ttft_s: float
     prefill_s_per_token: float
     decode_s: float
+    service_s: float
+    """Of a prompt."""
 
 
 @lru_cache(maxsize=4096)
@@ -117,8 +122,11 @@ def _sustained(
             return "TPOT"
         return "TTFT" if ttft_s is not None and point.late_ttft_s > ttft_s else None
 
-    if missed(first := at(1)) is not None or by_kv < 1:
+    first = at(1)
+    if by_kv < 1 or missed(first) == "TPOT":
         return _found(first, 0.0, missed(first) or "KV")
+    if ttft_s is not None and missed(first) == "TTFT":
+        return _found(first, _rate_within(ttft_s, first), "TTFT")
     low, high = 1, most + 1  # low keeps the limits, high does not or is out of reach
     while high - low > 1:
         middle = (low + high) // 2
@@ -156,7 +164,18 @@ def _point(
         late_ttft_s=_late_ttft_s(rate_per_s, prompt_tokens * mixed_s / room, decode_s),
         prefill_s_per_token=prefill_s,
         decode_s=decode_s,
+        service_s=prompt_tokens * mixed_s / room,
     )
+
+
+def _rate_within(ttft_s: float, first: _Point) -> float:
+    """Below that of one sequence after another: prompts seldom meet; 0 where one alone is late."""
+    low, high = 0.0, first.rate_per_s
+    for _ in range(BISECTIONS):
+        middle = (low + high) / 2
+        late_s = _late_ttft_s(middle, first.service_s, first.decode_s)
+        low, high = (middle, high) if late_s <= ttft_s else (low, middle)
+    return low if low > LEAST_SHARE * first.rate_per_s else 0.0
 
 
 def _late_ttft_s(rate_per_s: float, service_s: float, decode_s: float) -> float:

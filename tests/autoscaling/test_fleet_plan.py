@@ -56,6 +56,16 @@ def test_a_class_that_no_variant_may_serve_is_named(replicas: dict[str, ReplicaC
     assert "standard: no variant keeps its limits and its quality floor" in plan.arithmetic()
 
 
+def test_a_class_whose_limits_no_variant_keeps_is_counted_all_the_same(terms: FleetTerms) -> None:
+    """Its requests come, whatever it was promised: without them the fleet would be too small for the others, too."""
+    hopeless = replace(terms, classes={"standard": SloLimits(name="standard", ttft_ms=1, tpot_ms=1)})
+    plan = cheapest_plan([demand_of("standard", 100)], hopeless, HEADROOM)
+    assert plan.unserved == ()
+    assert "beyond its TTFT and TPOT" in plan.arithmetic()
+    unlimited = replace(terms, classes={"standard": SloLimits(name="standard")})
+    assert plan.replicas == cheapest_plan([demand_of("standard", 100)], unlimited, HEADROOM).replicas
+
+
 def test_a_class_that_degrades_takes_what_there_is(replicas: dict[str, ReplicaCapability], terms: FleetTerms) -> None:
     classes = {"interactive": SloLimits(name="interactive", ttft_ms=500, min_quality=0.99, fallback="degrade")}
     only_int4 = replace(

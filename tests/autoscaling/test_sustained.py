@@ -88,3 +88,15 @@ def test_longer_requests_and_tighter_limits_never_raise_the_rate(
     rate = sustained(replica, mix).rate_per_s
     assert sustained(replica, replace(mix, tpot_s=0.05 / factor)).rate_per_s <= rate * (1 + 1e-9)
     assert sustained(replica, replace(mix, ttft_s=2.0 / factor)).rate_per_s <= rate * (1 + 1e-9)
+
+
+def test_prompts_that_seldom_meet_keep_a_ttft_limit(replicas: dict[str, ReplicaCapability]) -> None:
+    """At the rate of one sequence after another they meet too often; below it the limit can still be kept."""
+    slow = replace(replicas["bf16"], step_time_ratio=20.0)
+    found = [sustained(slow, replace(CHAT, ttft_s=ttft_s)) for ttft_s in (0.2, 0.5, 0.6, 0.7, 0.8, 0.9, 1.5, 3.0)]
+    rates = [each.rate_per_s for each in found]
+    assert rates == sorted(rates)
+    assert rates[0] == 0
+    alone = [each for each in found if each.batch == 1 and each.rate_per_s]
+    assert len({each.rate_per_s for each in alone}) >= 2
+    assert {each.bound for each in alone} == {"TTFT"}
