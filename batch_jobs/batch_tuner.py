@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain, islice
 
 from batch_jobs.engine_choice import EngineChoice
 from batch_jobs.input_files import InputFile
+from batch_jobs.openai_requests import RowRequest
 from batch_jobs.prompts import EncodedRow, PromptEncoder
 from batch_jobs.reading import Columns, read_rows
 
@@ -29,6 +30,9 @@ class LengthSample:
     mean_row_bytes: float
     """Of an encoded row, as it travels through the pipeline."""
     is_whole_input: bool
+    mean_output_bound: float | None = None
+    max_output_bound: int | None = None
+    """Tokens, where rows bring their own bounds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,17 +50,29 @@ def sample_head(files: Iterable[InputFile], columns: Columns, encoder: PromptEnc
     is_whole = len(rows) <= HEAD_ROWS
     rows = rows[:HEAD_ROWS]
     lengths = [len(row.token_ids) for row in rows if row.error is None]
+    bounds = list(_own_bounds(rows))
     return LengthSample(
         num_rows=len(rows),
         mean_prompt_tokens=sum(lengths) / len(lengths) if lengths else 0.0,
         max_prompt_tokens=max(lengths, default=0),
         mean_row_bytes=_mean_bytes(rows),
         is_whole_input=is_whole,
+        mean_output_bound=sum(bounds) / len(bounds) if bounds else None,
+        max_output_bound=max(bounds, default=None),
     )
 
 
+def _own_bounds(rows: Iterable[EncodedRow]) -> Iterator[int]:
+    for row in rows:
+        sampling = RowRequest.decoded(row.request).sampling if row.request is not None else None
+        if sampling is not None:
+            yield sampling.max_tokens
+
+
 def _mean_bytes(rows: list[EncodedRow]) -> float:
-    size = sum(TOKEN_BYTES * len(row.token_ids) + len(row.id) + len(row.prompt) for row in rows)
+    size = sum(
+        TOKEN_BYTES * len(row.token_ids) + len(row.id) + len(row.prompt) + len(row.request or "") for row in rows
+    )
     return ROW_BYTES + size / len(rows) if rows else ROW_BYTES
 
 

@@ -17,6 +17,12 @@ from batch_jobs.command_line import INTERRUPTED, ConfigOption, interruptible
 class Format(StrEnum):
     parquet = "parquet"
     jsonl = "jsonl"
+    openai_batch = "openai-batch"
+
+
+class InputFormatOption(StrEnum):
+    auto = "auto"
+    openai_batch = "openai-batch"
 
 
 def register(app: typer.Typer) -> None:
@@ -32,7 +38,8 @@ def generate(
         list[str],
         typer.Argument(
             metavar="INPUT...",
-            help="JSONL, CSV, TSV, Parquet or text (a prompt a line): files, folders, or quoted glob patterns.",
+            help="JSONL, CSV, TSV, Parquet, text (a prompt a line), OpenAI Batch, Hugging Face's save_to_disk:"
+            " files, folders, quoted glob patterns, and URIs of them (s3://, gs://, abfs://, hf://, file://).",
         ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="OUTDIR", help="Folder for the results.")],
@@ -45,7 +52,18 @@ def generate(
     top_p: Annotated[float, typer.Option(help="Draw from the likeliest tokens that have this much together.")] = 1.0,
     seed: Annotated[int | None, typer.Option(help="With a temperature: the same seed, the same texts.")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="End a text before this; may be given several times.")] = None,
-    file_format: Annotated[Format, typer.Option("--format", help="Of the results.")] = Format.jsonl,
+    file_format: Annotated[Format, typer.Option("--output-format", "--format", help="Of the results.")] = Format.jsonl,
+    input_format: Annotated[
+        InputFormatOption, typer.Option(help="`auto` goes by a file's name and by its first line.")
+    ] = InputFormatOption.auto,
+    split: Annotated[str | None, typer.Option(help="Of a Hugging Face DatasetDict.")] = None,
+    template: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TEXT|@FILE",
+            help="The prompt made of columns: 'Question: {question}\\nAnswer:'; a brace is written twice.",
+        ),
+    ] = None,
     prompt_column: Annotated[
         str, typer.Option(help="Column of the prompt: text, or a list of chat messages. Without it: `messages`.")
     ] = "prompt",
@@ -80,6 +98,7 @@ def generate(
 
     from batch_jobs.generate import GenerateJob, run_generate
     from batch_jobs.progress import report_table
+    from batch_jobs.prompt_template import PromptTemplate
     from batch_jobs.reading import Columns
     from cluster.config import FleetConfig
 
@@ -93,7 +112,13 @@ def generate(
         top_p=top_p,
         seed=seed,
         stop=tuple(stop or ()),
-        columns=Columns(prompt=prompt_column, id=id_column),
+        columns=Columns(
+            prompt=prompt_column,
+            id=id_column,
+            template=None if template is None else PromptTemplate.of_option(template),
+        ),
+        split=split,
+        input_format=input_format.value,
         limit=limit,
         raw=raw,
         system=system,

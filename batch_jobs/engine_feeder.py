@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from cluster.engine_spec import EngineSpec
-from cluster.request import FinishReason, GenerationRequest, TokenDelta, Verdict
+from cluster.request import FinishReason, GenerationRequest, TokenDelta, TokenLogprob, Verdict
 from engine.process import EngineDied, EngineProcess
 
 MAX_ATTEMPTS = 4
@@ -31,6 +31,8 @@ class Outcome:
     """What became of one request."""
 
     token_ids: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    """Where the request asks for them."""
     finish_reason: FinishReason | None = None
     error: str | None = None
 
@@ -200,6 +202,7 @@ class EngineFeeder:
     def _deliver(self, delta: TokenDelta) -> None:
         row = self._running[delta.request_id]
         row.outcome.token_ids += delta.token_ids
+        row.outcome.logprobs += delta.logprobs or []
         if delta.finish_reason is not None:
             del self._running[delta.request_id]
             row.finish(delta.finish_reason, delta.error)
@@ -208,6 +211,7 @@ class EngineFeeder:
         for row in reversed(self._running.values()):
             row.num_deaths += 1
             row.outcome.token_ids.clear()
+            row.outcome.logprobs.clear()
             if row.num_deaths < MAX_ATTEMPTS:
                 self._waiting.appendleft(row)
             else:

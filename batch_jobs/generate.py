@@ -6,9 +6,7 @@ It knows no command line and no HTTP; whoever calls `run_generate` may have a Ra
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass, field, replace
-from datetime import UTC, datetime
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -16,25 +14,18 @@ from rich.console import Console
 from batch_jobs.batch_probe import Work, best_of, candidates, pays, probe
 from batch_jobs.batch_tuner import BatchChoice, LengthSample, choose_batch, sample_head, slice_rows
 from batch_jobs.disk import full_disk_told
-from batch_jobs.engine_choice import EngineChoice, choose_engine
-from batch_jobs.fingerprint import Fingerprint, code_digest, files_digest
-from batch_jobs.generator import sequence_limit
-from batch_jobs.input_files import InputFile, approximate_rows, file_end, find_input_files
+from batch_jobs.generate_job import GenerateJob, PreparedJob, prepare
+from batch_jobs.input_files import InputFile, approximate_rows, file_end
 from batch_jobs.job_folder import PLACED_SCHEMA, JobFolder, refuse_foreign, set_aside
 from batch_jobs.job_list import note_job
-from batch_jobs.job_manifest import Counts
+from batch_jobs.job_manifest import JOB_FOLDER, Counts
 from batch_jobs.local_ray import job_ray
 from batch_jobs.progress import JobBar, Tally, job_bar
-from batch_jobs.prompts import PromptEncoder
-from batch_jobs.reading import Columns, limited
+from batch_jobs.repeated_ids import marked_files
 from batch_jobs.report import GenerateReport
 from batch_jobs.stop_sign import StopSign, put_up_by_signals
-from batch_jobs.writing import FileFormat
-from cluster.config import FleetConfig
 from cluster.cpu_host import usable_cores
-from cluster.engine_spec import EngineSpec
 from cluster.errors import UserError
-from cluster.request import SamplingParams
 
 if TYPE_CHECKING:
     from ray.data import Dataset
@@ -46,70 +37,6 @@ COMMIT_INTERVAL_S = 300.0
 MIN_NO_PROGRESS_S = 600.0
 SLICE_TIMES = 20
 """How many times longer than predicted a slice may take: the rows of a few slices share the engine's places."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GenerateJob:
-    """What a user asks for."""
-
-    inputs: tuple[str, ...]
-    """Files, folders, glob patterns."""
-    output: Path
-    config: FleetConfig
-    variant: str | None = None
-    """None: the first of the configuration."""
-    max_tokens: int = 256
-    temperature: float = 0.0
-    top_p: float = 1.0
-    seed: int | None = None
-    stop: tuple[str, ...] = ()
-    columns: Columns = field(default_factory=Columns)
-    limit: int | None = None
-    raw: bool = False
-    system: str | None = None
-    format: FileFormat = "jsonl"
-    rows_per_file: int = 1000
-    num_engines: int = 1
-    batch_size: int | None = None
-    """None: by the cost model, and by a probe where the job is long."""
-    new_run: bool = False
-    """Sets aside what an earlier run left, whatever it was."""
-
-    def __post_init__(self) -> None:
-        for name, value, least, most in (
-            ("max-tokens", self.max_tokens, 1, 2**31 - 1),
-            ("temperature", self.temperature, 0, 2),
-            ("top-p", self.top_p, 0, 1),
-            ("seed", self.seed, 0, 2**63 - 1),
-            ("limit", self.limit, 1, 2**63 - 1),
-            ("engines", self.num_engines, 1, 4096),
-            ("batch-size", self.batch_size, 1, 4096),
-            ("rows-per-file", self.rows_per_file, 1, 2**31 - 1),
-        ):
-            if value is not None and not least <= value <= most:
-                raise UserError(f"--{name} {value}: must lie between {least} and {most}")
-
-    @property
-    def sampling(self) -> SamplingParams:
-        return SamplingParams(
-            max_tokens=self.max_tokens, temperature=self.temperature, top_p=self.top_p, seed=self.seed, stop=self.stop
-        )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PreparedJob:
-    """The job with all that could be found out before anything runs."""
-
-    job: GenerateJob
-    files: list[InputFile]
-    engine: EngineChoice
-    encoder: PromptEncoder
-    fingerprint: Fingerprint
-
-    @property
-    def price_per_s(self) -> float:
-        """Of all engines."""
-        return self.job.num_engines * self.engine.cost_model.price_per_s
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,49 +72,6 @@ def run_generate(job: GenerateJob, console: Console | None = None) -> GenerateRe
             folder.close()
 
 
-def prepare(job: GenerateJob) -> PreparedJob:
-    files = limited(find_input_files(job.inputs), job.columns, job.limit)
-    engine = choose_engine(job.config, job.variant)
-    encoder = PromptEncoder(
-        checkpoint=engine.spec.checkpoint,
-        max_prompt_tokens=sequence_limit(engine.spec) - 1,
-        raw=job.raw,
-        system=job.system,
-    )
-    return PreparedJob(
-        job=job, files=files, engine=engine, encoder=encoder, fingerprint=_fingerprint(job, files, engine.spec)
-    )
-
-
-def _fingerprint(job: GenerateJob, files: list[InputFile], spec: EngineSpec) -> Fingerprint:
-    """How fast and in how many pieces is not in it: that may change from one run to the next."""
-    variant = {name: value for name, value in asdict(spec.variant).items() if name != "quality"}
-    weights = {name: files_digest(Path(folder)) for name, folder in _weight_folders(spec).items()}
-    return Fingerprint(
-        settings={
-            "model": {"name": job.config.model.name, **weights},
-            "variant": variant,
-            "engine": {"max_context": sequence_limit(spec), "kv_dtype": spec.kv_dtype, "device": spec.device},
-            "prompt": {"raw": job.raw, "system": job.system, **asdict(job.columns)},
-            "sampling": asdict(job.sampling),
-            "inputs": {file.name: _state_of(file) for file in files},
-            "format": job.format,
-            "code": code_digest(),
-        }
-    )
-
-
-def _weight_folders(spec: EngineSpec) -> dict[str, str]:
-    return {"checkpoint": spec.checkpoint} | ({"weights": spec.variant.source} if spec.variant.source else {})
-
-
-def _state_of(file: InputFile) -> str:
-    """Rows are found again by where they stand, so the file must be the same one."""
-    stat = file.path.stat()
-    read = "" if file.end is None else f", read to {file.end}"
-    return f"{stat.st_size} bytes of {datetime.fromtimestamp(stat.st_mtime, UTC).isoformat()}{read}"
-
-
 def _rows_of(prepared: PreparedJob) -> int:
     num_rows = sum(approximate_rows(file) for file in prepared.files)
     if num_rows == 0:
@@ -200,7 +84,8 @@ def _run(prepared: PreparedJob, folder: JobFolder, console: Console) -> Batch | 
     num_rows = folder.manifest.settings.num_rows
     if folder.counts.rows:
         console.print(f"{folder.path}: {folder.counts.rows} rows are done; going on", highlight=False)
-    left = [piece for file in prepared.files for piece in _left_of(file, folder)]
+    files = marked_files(prepared.files, folder.path / JOB_FOLDER)
+    left = [piece for file in files for piece in _left_of(file, folder)]
     batch = None
     if left:
         sample = sample_head(prepared.files, prepared.job.columns, prepared.encoder)
@@ -215,7 +100,7 @@ def _run(prepared: PreparedJob, folder: JobFolder, console: Console) -> Batch | 
 
 
 def _batch(prepared: PreparedJob, sample: LengthSample, num_rows: int) -> BatchChoice:
-    choice = choose_batch(prepared.engine, sample, prepared.job.max_tokens, num_rows)
+    choice = choose_batch(prepared.engine, sample, _output_tokens(prepared.job, sample), num_rows)
     asked = prepared.job.batch_size
     if asked is None:
         return choice
@@ -225,7 +110,7 @@ def _batch(prepared: PreparedJob, sample: LengthSample, num_rows: int) -> BatchC
 def _tuned(prepared: PreparedJob, batch: Batch, rows_left: int, console: Console) -> Batch:
     """By a probe, where the job is long enough for that; on one of the hosts or GPUs that will run the rows."""
     engine, choice = prepared.engine, batch.choice
-    work = Work.of(batch.sample, prepared.job.max_tokens)
+    work = Work.of(batch.sample, _output_tokens(prepared.job, batch.sample))
     tried = candidates(choice, engine, work, rows_left)
     if prepared.job.batch_size is not None or len(tried) < 2 or not pays(engine, work, choice, rows_left):
         return batch
@@ -259,7 +144,12 @@ def _generate(prepared: PreparedJob, folder: JobFolder, left: list[InputFile], b
 
 
 def _longest_tokens(prepared: PreparedJob, batch: Batch) -> int:
-    return batch.sample.max_prompt_tokens + prepared.job.max_tokens
+    return batch.sample.max_prompt_tokens + (batch.sample.max_output_bound or prepared.job.max_tokens)
+
+
+def _output_tokens(job: GenerateJob, sample: LengthSample) -> int:
+    """Of a row, as the job or the rows themselves bound it."""
+    return job.max_tokens if sample.mean_output_bound is None else max(1, round(sample.mean_output_bound))
 
 
 def _sizes(prepared: PreparedJob, left: list[InputFile], batch: Batch) -> PipelineSizes:
@@ -271,7 +161,7 @@ def _sizes(prepared: PreparedJob, left: list[InputFile], batch: Batch) -> Pipeli
         slice_bytes=round(choice.slice_rows * batch.sample.mean_row_bytes),
         num_engines=prepared.job.num_engines,
         num_readers=min(len(left), max(1, usable_cores() // 2)),
-        no_progress_s=max(MIN_NO_PROGRESS_S, SLICE_TIMES * prepared.job.max_tokens * choice.step_s),
+        no_progress_s=max(MIN_NO_PROGRESS_S, SLICE_TIMES * _longest_tokens(prepared, batch) * choice.step_s),
     )
 
 

@@ -11,10 +11,12 @@ from itertools import count
 import pyarrow as pa
 
 from batch_jobs.engine_feeder import EngineFeeder, Outcome
+from batch_jobs.openai_requests import RowRequest
+from batch_jobs.openai_results import answer_of, refusal_of
 from batch_jobs.prompts import EncodedRow
 from batch_jobs.reading import PLACE, PLACE_TYPE
 from batch_jobs.stop_sign import StopSign
-from batch_jobs.writing import ResultRow, results_table
+from batch_jobs.writing import ANSWER, ResultRow, results_table
 from cluster.engine_spec import EngineSpec
 from cluster.request import GenerationRequest, SamplingParams
 from engine.text import StreamDetokenizer, TextCodec
@@ -25,6 +27,7 @@ ENCODED_SCHEMA = pa.schema(
         ("prompt", pa.string()),
         ("token_ids", pa.list_(pa.int32())),
         ("error", pa.string()),
+        ("request", pa.string()),
         (PLACE, PLACE_TYPE),
     ]
 )
@@ -48,29 +51,39 @@ class RowGenerator:
         if self._stop_sign.is_up():
             encoded = encoded.slice(0, 0)  # a later run's work
         rows = [EncodedRow(**record) for record in encoded.drop_columns([PLACE]).to_pylist()]
-        good = [row for row in rows if row.error is None]
         call = next(self._call_numbers)
-        requests = [self._request(f"{call}-{i}", row) for i, row in enumerate(good)]
-        outcomes = iter(self._feeder.generate(requests))
-        results = results_table(
-            self._failed(row, row.error) if row.error is not None else self._result(row, next(outcomes)) for row in rows
-        )
-        return with_times(results.append_column(PLACE, encoded[PLACE]), started_s, time.time())
+        requests = [self._request(f"{call}-{i}", row) for i, row in enumerate(rows) if row.error is None]
+        outcomes = zip(requests, self._feeder.generate(requests), strict=True)
+        ended = [
+            self._refused(row, row.error) if row.error is not None else self._ended(row, *next(outcomes))
+            for row in rows
+        ]
+        results = results_table(result for result, _ in ended)
+        answers = pa.array([answer for _, answer in ended], pa.string())
+        results = results.append_column(ANSWER, answers).append_column(PLACE, encoded[PLACE])
+        return with_times(results, started_s, time.time())
+
+    def _sampling_of(self, row: EncodedRow) -> SamplingParams:
+        """The row's own, or the job's; a job's seed is for rows that bring none."""
+        own = None if row.request is None else RowRequest.decoded(row.request).sampling
+        sampling = self._sampling if own is None else own
+        if self._sampling.seed is None or (own is not None and own.seed is not None):
+            return sampling
+        return replace(sampling, seed=row_seed(self._sampling.seed, row.id))
 
     def _request(self, request_id: str, row: EncodedRow) -> GenerationRequest:
         room = sequence_limit(self._spec) - len(row.token_ids)
-        sampling = replace(
-            self._sampling,
-            max_tokens=min(self._sampling.max_tokens, room),
-            seed=None if self._sampling.seed is None else row_seed(self._sampling.seed, row.id),
-        )
-        return GenerationRequest(request_id=request_id, prompt_token_ids=row.token_ids, sampling=sampling)
+        sampling = self._sampling_of(row)
+        bounded = replace(sampling, max_tokens=min(sampling.max_tokens, room))
+        return GenerationRequest(request_id=request_id, prompt_token_ids=row.token_ids, sampling=bounded)
 
-    def _result(self, row: EncodedRow, outcome: Outcome) -> ResultRow:
+    def _ended(self, row: EncodedRow, request: GenerationRequest, outcome: Outcome) -> tuple[ResultRow, str | None]:
+        """The row's result and openai_results.RowAnswer."""
         if outcome.finish_reason is None or outcome.error is not None or outcome.finish_reason == "error":
-            return self._failed(row, outcome.error or "the engine gave no reason", len(row.token_ids))
-        detokenizer = StreamDetokenizer.for_request(self._codec, self._sampling)
-        return ResultRow(
+            reason = outcome.error or "the engine gave no reason"
+            return self._refused(row, reason)
+        detokenizer = StreamDetokenizer.for_request(self._codec, request.sampling)
+        result = ResultRow(
             id=row.id,
             prompt=row.prompt,
             text=detokenizer.push(outcome.token_ids) + detokenizer.finish(),
@@ -81,19 +94,22 @@ class RowGenerator:
             fingerprint=self._fingerprint,
             error=None,
         )
+        answer = answer_of(row.request, result.variant, outcome.token_ids, outcome.logprobs, self._codec)
+        return result, answer
 
-    def _failed(self, row: EncodedRow, error: str, prompt_tokens: int = 0) -> ResultRow:
-        return ResultRow(
+    def _refused(self, row: EncodedRow, error: str) -> tuple[ResultRow, str | None]:
+        result = ResultRow(
             id=row.id,
             prompt=row.prompt,
             text=None,
-            prompt_tokens=prompt_tokens,
+            prompt_tokens=len(row.token_ids),
             completion_tokens=0,
             finish_reason="error",
             variant=self._spec.variant.name,
             fingerprint=self._fingerprint,
             error=error,
         )
+        return result, refusal_of(row.request)
 
 
 def with_times(results: pa.Table, started_s: float, finished_s: float) -> pa.Table:

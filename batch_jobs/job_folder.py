@@ -33,10 +33,10 @@ from batch_jobs.job_manifest import (
 from batch_jobs.reading import PLACE, PLACE_TYPE, places_of
 from batch_jobs.row_journal import RowJournal, read_journal
 from batch_jobs.row_places import DoneRows, joined_spans
-from batch_jobs.writing import RESULT_SCHEMA, RESULT_SUFFIXES, FileFormat, write_file
+from batch_jobs.writing import ANSWERED_SCHEMA, FILE_SUFFIX, RESULT_SUFFIXES, FileFormat, tables_of, write_file
 from cluster.errors import UserError
 
-PLACED_SCHEMA = RESULT_SCHEMA.append(pa.field(PLACE, PLACE_TYPE))
+PLACED_SCHEMA = ANSWERED_SCHEMA.append(pa.field(PLACE, PLACE_TYPE))
 STAGING_SUFFIX = ".staging"
 
 
@@ -94,7 +94,7 @@ class JobFolder:
 
     @property
     def files(self) -> list[Path]:
-        return [self.path / part.file for part in self.manifest.parts]
+        return [self.path / name for part in self.manifest.parts for name in part.files]
 
     @property
     def counts(self) -> Counts:
@@ -139,16 +139,19 @@ class JobFolder:
 
     def _commit(self, num_rows: int) -> None:
         rows, rest = self.pending.slice(0, num_rows), self.pending.slice(num_rows)
-        final = self.path / f"part-{len(self.manifest.parts):06d}.{self.format}"
-        staging = self._staging(final.name)
-        write_file(staging, rows.drop_columns([PLACE]), self.format)
+        names = []
+        for stem, table in tables_of(rows.drop_columns([PLACE]), self.format).items():
+            names.append(f"{stem}-{len(self.manifest.parts):06d}{FILE_SUFFIX[self.format]}")
+            write_file(self._staging(names[-1]), table, self.format)
         spans = [
             FileSpan(file=file, begin=span.begin, end=span.end, first=span.first, next=span.next)
             for file, span in joined_spans(places_of(rows))
         ]
         counts = counts_of(rows, self.pending_s)
-        self.manifest.append(Part(file=final.name, counts=counts, spans=spans, at=_now()))
-        staging.rename(final)
+        file, error_file = (*names, None)[:2]
+        self.manifest.append(Part(file=file, counts=counts, spans=spans, at=_now(), error_file=error_file))
+        for name in names:
+            self._staging(name).rename(self.path / name)
         sync_folder(self.path)
         self.pending, self.pending_s = rest, 0.0
         self._begin_journal()
@@ -172,10 +175,11 @@ class JobFolder:
     def _recover(self) -> None:
         """The last commit's second phase, if a kill came before it; and what the journal holds."""
         self.manifest.cut_half_line()
+        last = self.manifest.parts[-1].files if self.manifest.parts else []
         for final in self.files:
             if not final.exists():
                 staging = self._staging(final.name)
-                if final != self.files[-1] or not staging.exists():
+                if final.name not in last or not staging.exists():
                     raise UserError(f"{final}: is missing; bring it back, or begin anew in another folder (-o)")
                 staging.rename(final)
         sync_folder(self.path)

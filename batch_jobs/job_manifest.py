@@ -67,6 +67,12 @@ class Part(msgspec.Struct, frozen=True, kw_only=True, tag="part"):
     spans: list[FileSpan]
     at: str
     """ISO 8601"""
+    error_file: str | None = None
+    """Of a part in OpenAI's format that has errors."""
+
+    @property
+    def files(self) -> list[str]:
+        return [self.file] if self.error_file is None else [self.file, self.error_file]
 
 
 class Finished(msgspec.Struct, frozen=True, kw_only=True, tag="finished"):

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
+from batch_jobs.openai_lines import CHAT_URL, COMPLETION_URL, BatchLine
+from batch_jobs.openai_requests import BAD_REQUEST, RequestRefusedError, RequestRules, RowRequest
 from batch_jobs.reading import InputRow
 from engine.text import TextCodec
 
@@ -19,6 +21,8 @@ class EncodedRow:
     prompt: str
     token_ids: list[int]
     error: str | None = None
+    request: str | None = None
+    """openai_requests.RowRequest as JSON, of a job that reads or writes OpenAI's Batch format."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +33,8 @@ class PromptEncoder:
     max_prompt_tokens: int
     raw: bool = False
     system: str | None = None
+    requests: RequestRules | None = None
+    """Of a job that reads or writes OpenAI's Batch format."""
 
     def encode_all(self, rows: Iterable[InputRow]) -> Iterator[EncodedRow]:
         return (self.encode(row) for row in rows)
@@ -37,21 +43,33 @@ class PromptEncoder:
         if row.error is not None:
             return self._failed(row, row.error)
         try:
-            token_ids = self._token_ids(row)
+            encoded = self._plain(row) if row.request is None else self._asked(row, row.request)
         except ValueError as error:
-            return self._failed(row, str(error))
-        if len(token_ids) > self.max_prompt_tokens:
-            return self._failed(row, f"the prompt has {len(token_ids)} tokens; at most {self.max_prompt_tokens} fit")
-        if not token_ids:
+            request = error.request if isinstance(error, RequestRefusedError) else None
+            return self._failed(row, str(error), request)
+        if len(encoded.token_ids) > self.max_prompt_tokens:
+            num_tokens = len(encoded.token_ids)
+            return self._failed(row, f"the prompt has {num_tokens} tokens; at most {self.max_prompt_tokens} fit")
+        if not encoded.token_ids:
             return self._failed(row, "the prompt has no tokens")
-        return EncodedRow(id=row.id, prompt=row.prompt, token_ids=token_ids)
+        return encoded
 
-    def _token_ids(self, row: InputRow) -> list[int]:
+    def _plain(self, row: InputRow) -> EncodedRow:
         if row.is_chat:
-            return self._codec.encode_chat(self._with_system(json.loads(row.prompt)))
-        if self.raw or not self._model_chats:
-            return self._codec.encode(row.prompt)
-        return self._codec.encode_chat(self._with_system([{"role": "user", "content": row.prompt}]))
+            url, token_ids = CHAT_URL, self._codec.encode_chat(self._with_system(json.loads(row.prompt)))
+        elif self.raw or not self._model_chats:
+            url, token_ids = COMPLETION_URL, self._codec.encode(row.prompt)
+        else:
+            messages = self._with_system([{"role": "user", "content": row.prompt}])
+            url, token_ids = CHAT_URL, self._codec.encode_chat(messages)
+        request = None if self.requests is None else RowRequest(url=url, model=self.requests.model).encoded()
+        return EncodedRow(id=row.id, prompt=row.prompt, token_ids=token_ids, request=request)
+
+    def _asked(self, row: InputRow, line: str) -> EncodedRow:
+        if self.requests is None:
+            raise ValueError("the row is of OpenAI's Batch format, which is not read here")
+        asked = self.requests.asked(BatchLine.decoded(line), self._codec, self.max_prompt_tokens + 1)
+        return EncodedRow(id=row.id, prompt=asked.prompt, token_ids=asked.token_ids, request=asked.request.encoded())
 
     def _with_system(self, messages: list[dict[str, str]]) -> list[dict[str, str]]:
         """The job's system prompt, where the chat brings none of its own."""
@@ -75,6 +93,8 @@ class PromptEncoder:
     def __getstate__(self) -> dict[str, object]:
         return {name: getattr(self, name) for name in self.__dataclass_fields__}
 
-    @staticmethod
-    def _failed(row: InputRow, error: str) -> EncodedRow:
-        return EncodedRow(id=row.id, prompt=row.prompt, token_ids=[], error=error)
+    def _failed(self, row: InputRow, error: str, request: RowRequest | None = None) -> EncodedRow:
+        if self.requests is not None:
+            request = request or RowRequest(status=BAD_REQUEST)
+        encoded = None if request is None else request.encoded()
+        return EncodedRow(id=row.id, prompt=row.prompt, token_ids=[], error=error, request=encoded)

@@ -8,6 +8,8 @@ from typing import Any
 from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 
+from engine.openai_problem import problem_of
+
 
 class ApiError(Exception):
     """What a client is told instead of an answer."""
@@ -96,22 +98,5 @@ def shutting_down() -> ApiError:
 
 
 def of_validation(error: ValidationError) -> ApiError:
-    """The first thing wrong with a body, in OpenAI's words where it has some."""
-    first = error.errors(include_url=False)[0]
-    param = path(first["loc"])
-    if first["type"] == "json_invalid":
-        return ApiError(400, f"The body is not valid JSON: {first['ctx']['error']}")
-    if first["type"] == "extra_forbidden":
-        return bad_parameter(param, f"Unrecognized request argument supplied: {param}", "unknown_parameter")
-    if first["type"] == "missing":
-        return bad_parameter(param, f"Missing required parameter: '{param}'", "missing_required_parameter")
-    message = first["msg"].removeprefix("Value error, ")
-    return bad_parameter(param or None, f"Invalid '{param}': {message}" if param else message)
-
-
-def path(location: tuple[int | str, ...]) -> str:
-    """("messages", 0, "role") as messages[0].role."""
-    text = ""
-    for part in location:
-        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
-    return text
+    problem = problem_of(error)
+    return bad_parameter(problem.param, problem.message, problem.code)

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from engine.openai_logprobs import CompletionLogprobs, chat_logprobs
 from engine.text import TextCodec
-from serve_app.logprobs import CompletionLogprobs, chat_logprobs
 from serve_app.output import Piece
 from serve_app.prompts import Prompt
 

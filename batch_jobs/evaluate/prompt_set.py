@@ -35,10 +35,10 @@ def read_prompts(path: Path | None, encoder: PromptEncoder) -> PromptSet:
     rows = list(encoder.encode_all(read_rows(file, Columns())))
     bad = next((row for row in rows if row.error is not None), None)
     if bad is not None:
-        raise UserError(f"--prompts {file.path}: row {bad.id}: {bad.error}")
+        raise UserError(f"--prompts {file.source.path}: row {bad.id}: {bad.error}")
     if not rows:
-        raise UserError(f"--prompts {file.path}: no rows to read")
-    digest = sha256(file.path.read_bytes()).hexdigest()
+        raise UserError(f"--prompts {file.source.path}: no rows to read")
+    digest = sha256(Path(file.source.path).read_bytes()).hexdigest()
     return PromptSet(
         name="built-in" if path is None else path.name, sha256=digest, prompts=[row.token_ids for row in rows]
     )

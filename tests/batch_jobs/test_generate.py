@@ -16,9 +16,12 @@ from pathlib import Path
 import psutil
 import pyarrow.parquet as pq
 import pytest
+from openai.types import Completion
+from openai.types.chat import ChatCompletion
 
 from batch_jobs.generate import GenerateJob, run_generate
 from batch_jobs.local_ray import job_ray
+from batch_jobs.openai_lines import CHAT_URL, COMPLETION_URL
 from batch_jobs.writing import RESULT_SCHEMA
 from cluster.config import FleetConfig
 from cluster.errors import UserError
@@ -100,6 +103,45 @@ def test_seeded_texts_do_not_depend_on_the_other_rows(ray_running: None, job: Ge
     few = texts("few", temperature=1.0, seed=7, limit=4)
     assert len(few) == 3
     assert all(seeded[row_id] == text for row_id, text in few.items())
+
+
+def test_an_openai_batch_comes_back_as_openai_answers(ray_running: None, job: GenerateJob, tmp_path: Path) -> None:
+    model = CONFIG.model.name
+    chat = {"model": model, "messages": CHAT, "max_tokens": 5, "temperature": 1.5, "seed": 11}
+    bodies = {
+        "first": chat,
+        "same seed": chat,
+        "sky": {"model": f"{model}:int8", "prompt": "The sky is", "max_tokens": 3, "temperature": 0, "logprobs": 1},
+        "tools": chat | {"tools": [{"type": "function"}]},
+        "model": chat | {"model": "gpt-4o"},
+        "more": chat | {"seed": 12, "logprobs": True, "max_tokens": 9},
+    }
+    urls = {name: CHAT_URL if "messages" in body else COMPLETION_URL for name, body in bodies.items()}
+    lines = [{"custom_id": name, "method": "POST", "url": urls[name], "body": body} for name, body in bodies.items()]
+    path = tmp_path / "batch.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in [*lines, lines[0]]))
+    report = run_generate(replace(job, inputs=(str(path),), format="openai-batch"))
+    assert (report.rows, report.errors) == (7, 3)
+    assert [file.name for file in report.files] == ["part-000000.jsonl", "errors-000000.jsonl"]
+    results, errors = ([json.loads(line) for line in file.read_text().splitlines()] for file in report.files)
+    answers = {line["custom_id"]: line["response"]["body"] for line in results}
+    assert set(answers) == {"first", "same seed", "sky", "more"}
+    chats = {name: ChatCompletion.model_validate(answers[name]) for name in ("first", "same seed", "more")}
+    assert chats["first"].choices == chats["same seed"].choices
+    assert chats["first"].choices[0].message.content != chats["more"].choices[0].message.content
+    assert chats["first"].usage is not None
+    assert 1 <= chats["first"].usage.completion_tokens <= 5
+    logprobs = chats["more"].choices[0].logprobs
+    assert logprobs is not None
+    assert len(logprobs.content or []) == chats["more"].usage.completion_tokens  # type: ignore[union-attr]
+    sky = Completion.model_validate(answers["sky"])
+    assert sky.model == f"{model}:int8"
+    assert sky.choices[0].logprobs is not None
+    assert "".join(sky.choices[0].logprobs.tokens or []) == sky.choices[0].text
+    codes = {line["custom_id"]: line["response"]["status_code"] for line in errors}
+    assert codes == {"tools": 400, "model": 404, "first": 400}
+    again = run_generate(replace(job, inputs=(str(path),), format="openai-batch"))
+    assert (again.is_finished, again.rows_before, again.files) == (True, 7, report.files)
 
 
 SCRIPT = """

@@ -59,3 +59,23 @@ def test_rows_are_counted_by_size(tmp_path: Path) -> None:
     pq.write_table(pa.table({"prompt": ["x"] * 7}), tmp_path / "c.parquet")
     files = find_input_files([str(tmp_path)])
     assert [approximate_rows(file) for file in files] == [3, 2, 7]
+
+
+LINE = '{"custom_id": "a", "method": "POST", "url": "/v1/completions", "body": {}}'
+
+
+def test_batch_files_are_recognised_by_their_first_line(tmp_path: Path) -> None:
+    touch(tmp_path / "a.jsonl", f"\ufeff\n \n{LINE}\n")
+    touch(tmp_path / "b.jsonl", '{"custom_id": "a", "prompt": "x"}\n' + LINE)
+    touch(tmp_path / "c.jsonl", "")
+    assert [file.kind for file in find_input_files([str(tmp_path)])] == ["openai-batch", "jsonl", "jsonl"]
+    forced = find_input_files([str(touch(tmp_path / "plain", "cut\n"))], input_format="openai-batch")
+    assert [file.kind for file in forced] == ["openai-batch"]
+    with pytest.raises(UserError, match="is csv; --input-format openai-batch reads JSON lines"):
+        find_input_files([str(touch(tmp_path / "d.csv"))], input_format="openai-batch")
+
+
+def test_a_link_is_read_as_what_it_is_named(tmp_path: Path) -> None:
+    (tmp_path / "in.tsv").symlink_to(touch(tmp_path / "blob", "prompt\tid\n"))
+    (file,) = find_input_files([str(tmp_path / "in.tsv")])
+    assert (file.name, file.kind, file.delimiter) == ("in.tsv", "csv", "\t")

@@ -16,6 +16,7 @@ from batch_jobs.disk import full_disk_told
 from batch_jobs.fingerprint import Fingerprint
 from batch_jobs.job_folder import PLACED_SCHEMA, JobFolder, is_running, set_aside
 from batch_jobs.job_manifest import JOB_FOLDER, Manifest
+from batch_jobs.openai_results import RowAnswer
 from batch_jobs.row_places import Place
 from cluster.errors import UserError
 
@@ -42,6 +43,7 @@ def rows(*numbers: int) -> pa.Table:
                 "variant": "bf16",
                 "fingerprint": "f",
                 "error": "bad" if n == 3 else None,
+                "answer": RowAnswer(status=400 if n == 3 else 200).encoded(),
                 "place": {name: getattr(place, name) for name in ("file", "begin", "end", "first", "number")},
             }
             for n, place in zip(numbers, places, strict=True)
@@ -52,16 +54,16 @@ def rows(*numbers: int) -> pa.Table:
 
 def ids_in(path: Path) -> list[str]:
     lines = [line for file in sorted(path.glob("*.jsonl")) for line in file.read_text().splitlines()]
-    return [json.loads(line)["id"] for line in lines]
+    return [record.get("custom_id", record["id"]) for record in map(json.loads, lines)]
 
 
 def left(folder: JobFolder) -> list[int]:
     return [n for gap in folder.done.gaps(0, NUM_ROWS * 10) for n in range(gap.begin // 10, (gap.end or 0) // 10)]
 
 
-def run_on(path: Path) -> None:
+def run_on(path: Path, file_format: str = "jsonl") -> None:
     """Whatever is left, in slices that come back out of order."""
-    folder = opened(path)
+    folder = opened(path, file_format)
     try:
         todo = left(folder)
         slices = [todo[at : at + 3] for at in range(0, len(todo), 3)]
@@ -84,7 +86,7 @@ def test_rows_come_in_files_of_the_asked_size(tmp_path: Path, file_format: str) 
     assert sorted(path.name for path in folder.path.iterdir()) == sorted([JOB_FOLDER, *(f.name for f in folder.files)])
     if file_format == "parquet":
         tables = [pq.read_table(path) for path in folder.files]
-        assert pa.concat_tables(tables).equals(rows(*range(12)).drop_columns(["place"]).combine_chunks())
+        assert pa.concat_tables(tables).equals(rows(*range(12)).drop_columns(["answer", "place"]).combine_chunks())
     counts = folder.counts
     assert (counts.rows, counts.errors, counts.completion_tokens, counts.generating_s) == (12, 1, 24, 1.5)
     again = opened(folder.path, file_format)
@@ -112,22 +114,26 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     return left
 
 
-def test_wherever_it_ends_each_row_is_there_once_after_the_last_run(tmp_path: Path, disk: dict[str, int]) -> None:
+@pytest.mark.parametrize("file_format", ["jsonl", "openai-batch"])
+def test_wherever_it_ends_each_row_is_there_once_after_the_last_run(
+    tmp_path: Path, disk: dict[str, int], file_format: str
+) -> None:
     num_ended = 0
     for calls in range(60):
         path = tmp_path / str(calls)
         disk["calls"] = calls
         for _ in range(3):  # the second run may end in the recovery from the first
             try:
-                run_on(path)
+                run_on(path, file_format)
             except OSError:
                 num_ended += 1
                 disk["calls"] = calls // 2
         disk["calls"] = 10**9
         if not Manifest.read(path) or not Manifest.read(path).is_finished:  # type: ignore[union-attr]
-            run_on(path)
+            run_on(path, file_format)
         assert sorted(ids_in(path)) == sorted(f"r{n}" for n in range(NUM_ROWS))
-        opened(path).close()
+        opened(path, file_format).close()
+        assert [file.name for file in path.glob("errors-*")] == ["errors-000000.jsonl"] * (file_format != "jsonl")
     assert num_ended > 60
 
 

@@ -8,8 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from batch_jobs import reading
+from batch_jobs import records
 from batch_jobs.input_files import file_end, find_input_files
+from batch_jobs.prompt_template import PromptTemplate
 from batch_jobs.reading import Columns, InputRow, limited, placed_rows, read_rows
 
 
@@ -78,7 +79,7 @@ def test_a_bad_jsonl_row_is_an_error_in_its_row(tmp_path: Path, line: str | byte
 
 
 def test_a_line_beyond_the_bound_is_skipped_without_being_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reading, "MAX_LINE_BYTES", 64)
+    monkeypatch.setattr(records, "MAX_LINE_BYTES", 64)
     long = json.dumps({"prompt": "x" * 1000})
     rows = read(written(tmp_path / "in.jsonl", long, '{"prompt": "after"}', long))
     assert [(row.id, row.prompt, row.error) for row in rows] == [
@@ -163,11 +164,18 @@ def test_a_limit_counts_rows_over_all_files(tmp_path: Path) -> None:
     assert [file.name for file in files] == ["1.txt", "2.csv"]
 
 
-@pytest.mark.parametrize("name", ["in.jsonl", "in.csv", "in.txt", "in.parquet"])
+@pytest.mark.parametrize("name", ["in.jsonl", "in.csv", "in.txt", "in.parquet", "in.arrow", "batch.jsonl"])
 def test_a_file_is_read_on_from_any_row_to_any_other(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     if name == "in.parquet":
         pq.write_table(pa.table({"prompt": [f"row {i}" for i in range(9)]}), path, row_group_size=4)
+    elif name == "in.arrow":
+        table = pa.table({"prompt": [f"row {i}" for i in range(9)]})
+        with pa.ipc.new_stream(path, table.schema) as writer:
+            writer.write_table(table, max_chunksize=4)
+    elif name == "batch.jsonl":
+        line = {"method": "POST", "url": "/v1/chat/completions", "body": {"model": "m"}}
+        written(path, "", *(json.dumps({"custom_id": f"é{i}"} | line) for i in range(5)), "cut", "")
     elif name == "in.csv":
         written(path, "\ufeffid,prompt", 'a,"two\nlines"', "", "b,x", "c,y,z", '"d","e"', "f,g")
     elif name == "in.jsonl":
@@ -185,3 +193,37 @@ def test_a_file_is_read_on_from_any_row_to_any_other(tmp_path: Path, name: str) 
     begins = [0, *(placed.place.end for placed in rows[:-1])]
     assert [placed.place.begin for placed in rows] == begins
     assert file_end(file) - rows[-1].place.end <= 1  # what may be left is a line's end
+
+
+def test_a_template_makes_the_prompt_of_columns(tmp_path: Path) -> None:
+    written(
+        tmp_path / "in.jsonl",
+        '{"id": "a", "q": "Why?", "n": 3, "messages": []}',
+        '{"id": "b", "q": "How?"}',
+        '{"id": "c", "q": "\\ud800", "n": 1}',
+    )
+    (file,) = find_input_files([str(tmp_path / "in.jsonl")])
+    rows = list(read_rows(file, Columns(template=PromptTemplate(text="{n}: {q}"))))
+    assert rows[0] == InputRow(id="a", prompt="3: Why?")
+    assert rows[1].error == "no value in column 'n' of the template; the row has: id, q"
+    assert "not valid UTF-8" in (rows[2].error or "")
+
+
+@pytest.mark.parametrize(
+    ("line", "row_id", "error"),
+    [
+        ({"custom_id": None}, "in.jsonl:2", "no value in custom_id; the row has: custom_id, method, url, body"),
+        ({"custom_id": 7}, "in.jsonl:2", "custom_id is 7; it must be text"),
+        ({"method": "GET"}, "x", 'method is "GET"; it must be POST'),
+        ({"url": "/v1/embeddings"}, "x", 'url is "/v1/embeddings"; read are /v1/chat/completions, /v1/completions'),
+        ({"body": "hello"}, "x", 'body is "hello"; it must be an object'),
+        ({"body": {"prompt": "\ud800"}}, "x", "column 'body' holds what is not valid UTF-8"),
+    ],
+)
+def test_a_bad_line_of_a_batch_is_an_error_in_its_row(tmp_path: Path, line: dict, row_id: str, error: str) -> None:
+    good = {"custom_id": "x", "method": "POST", "url": "/v1/completions", "body": {"model": "m", "prompt": "é"}}
+    path = written(tmp_path / "in.jsonl", json.dumps(good), json.dumps(good | line), "cut", json.dumps(good))
+    first, bad, cut, last = read(path)
+    assert json.loads(json.loads(first.request or "")["body"]) == good["body"]
+    assert (bad.id, bad.error) == (row_id, error)
+    assert (cut.id, last) == ("in.jsonl:3", first)
