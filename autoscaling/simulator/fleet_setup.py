@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from autoscaling.fleet_description import FleetDescription, VariantTerms
@@ -91,33 +91,33 @@ def parse_replicas(text: str, config: FleetConfig) -> dict[str, int]:
 def parse_ratios(text: str, config: FleetConfig) -> dict[str, float]:
     """`bf16=1.2,int4=1.3`; UserError for an unknown variant or what is no ratio."""
     ratios: dict[str, float] = {}
-    for part in filter(None, text.split(",")):
-        name, _, value = part.partition("=")
-        if name not in config.variants:
-            raise UserError(f"--step-time-ratio: no variant {name!r}; {did_you_mean(name, config.variants)}")
-        try:
-            ratios[name] = float(value)
-        except ValueError:
-            raise UserError(f"--step-time-ratio: {part!r} is no ratio; write {name}=1.2") from None
-        if not 0.01 <= ratios[name] <= 100:
+    for part, name, ratio in _numbers(text, config, "--step-time-ratio", "ratio", "1.2"):
+        if not 0.01 <= ratio <= 100:
             raise UserError(f"--step-time-ratio: {part!r} is not between 0.01 and 100; write {name}=1.2")
+        ratios[name] = ratio
     return ratios
 
 
 def parse_seconds(text: str, config: FleetConfig) -> dict[str, float]:
     """`bf16=40,int4=25`; UserError for an unknown variant or what is no time."""
     seconds: dict[str, float] = {}
+    for part, name, time_s in _numbers(text, config, "--cold-start", "time", "40 for 40 s"):
+        if not 0 <= time_s < float("inf"):
+            raise UserError(f"--cold-start: {part!r} is not a time of 0 s or more; write {name}=40")
+        seconds[name] = time_s
+    return seconds
+
+
+def _numbers(text: str, config: FleetConfig, option: str, kind: str, example: str) -> Iterator[tuple[str, str, float]]:
+    """Each part of `NAME=NUMBER,...`, its variant and its number."""
     for part in filter(None, text.split(",")):
         name, _, value = part.partition("=")
         if name not in config.variants:
-            raise UserError(f"--cold-start: no variant {name!r}; {did_you_mean(name, config.variants)}")
+            raise UserError(f"{option}: no variant {name!r}; {did_you_mean(name, config.variants)}")
         try:
-            seconds[name] = float(value)
+            yield part, name, float(value)
         except ValueError:
-            raise UserError(f"--cold-start: {part!r} is no time; write {name}=40 for 40 s") from None
-        if not 0 <= seconds[name] < float("inf"):
-            raise UserError(f"--cold-start: {part!r} is not a time of 0 s or more; write {name}=40")
-    return seconds
+            raise UserError(f"{option}: {part!r} is no {kind}; write {name}={example}") from None
 
 
 def _hardware(config: FleetConfig, name: str | None) -> Accelerator:

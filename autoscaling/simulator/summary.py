@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 
 from autoscaling.simulator.fleet import SimulatedRun
-from autoscaling.simulator.ledger import ARRIVALS_BIN_S, ClassLedger
+from autoscaling.simulator.ledger import ARRIVALS_BIN_S, ClassLedger, Ledger
 from cluster.errors import UserError
 
 FORMAT = 1
@@ -125,12 +125,30 @@ class RunLabel:
 
 
 def summarised(run: SimulatedRun, label: RunLabel) -> RunSummary:
-    ledger = run.ledger
-    classes = {name: class_summary(entry) for name, entry in ledger.classes.items() if entry.offered}
-    variants = {name: _variant_summary(run, name) for name in run.terms.replicas}
+    return added_up(
+        run.ledger,
+        label,
+        variants={name: _variant_summary(run, name) for name in run.terms.replicas},
+        replicas=_timeline(run),
+        warm_up_s=run.counted_from_s,
+        duration_s=run.duration_s,
+    )
+
+
+def added_up(
+    ledger: Ledger,
+    label: RunLabel,
+    *,
+    variants: Mapping[str, VariantSummary],
+    replicas: tuple[TimelinePoint, ...],
+    warm_up_s: float,
+    duration_s: float,
+) -> RunSummary:
+    """Of a run in simulated time or a real one."""
+    classes = {name: _class_summary(entry) for name, entry in ledger.classes.items() if entry.offered}
     offered, met = sum(each.offered for each in classes.values()), sum(each.met for each in classes.values())
     gpu_hours = sum(each.gpu_hours for each in variants.values())
-    bin_s, arrivals = _arrivals(run)
+    bin_s, arrivals = _arrivals(ledger)
     return RunSummary(
         format=FORMAT,
         name=label.name,
@@ -141,8 +159,8 @@ def summarised(run: SimulatedRun, label: RunLabel) -> RunSummary:
         rate=label.rate,
         seed=label.seed,
         max_context=label.max_context,
-        warm_up_s=run.counted_from_s,
-        duration_s=run.duration_s,
+        warm_up_s=warm_up_s,
+        duration_s=duration_s,
         offered=offered,
         met=met,
         refused=sum(each.refused for each in classes.values()),
@@ -150,13 +168,13 @@ def summarised(run: SimulatedRun, label: RunLabel) -> RunSummary:
         longest_tokens=ledger.longest_tokens,
         attainment=met / offered if offered else 1.0,
         lowest_attainment=min((each.attainment for each in classes.values()), default=1.0),
-        goodput_per_s=met / run.duration_s if run.duration_s else 0.0,
+        goodput_per_s=met / duration_s if duration_s else 0.0,
         gpu_hours=gpu_hours,
         cost=sum(each.cost for each in variants.values()),
         goodput_per_gpu_hour=met / gpu_hours if gpu_hours else 0.0,
         classes=classes,
         variants=variants,
-        replicas=_timeline(run),
+        replicas=replicas,
         arrivals_bin_s=bin_s,
         arrivals=arrivals,
     )
@@ -195,7 +213,7 @@ def write_whole(path: Path, data: bytes) -> None:
     os.replace(unfinished, path)
 
 
-def class_summary(entry: ClassLedger) -> ClassSummary:
+def _class_summary(entry: ClassLedger) -> ClassSummary:
     return ClassSummary(
         offered=entry.offered,
         met=entry.met,
@@ -255,9 +273,9 @@ def _timeline(run: SimulatedRun) -> tuple[TimelinePoint, ...]:
     )
 
 
-def _arrivals(run: SimulatedRun) -> tuple[float, tuple[float, ...]]:
+def _arrivals(ledger: Ledger) -> tuple[float, tuple[float, ...]]:
     """At most so many bins, each a whole number of seconds."""
-    seconds = run.ledger.arrivals_by_second
+    seconds = ledger.arrivals_by_second
     last = max(seconds, default=0)
     width = -(-(last + 1) // ARRIVAL_BINS)
     counts = [0] * (last // width + 1)

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Sequence as Items
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from engine.gpu.decoder import DecodeContext, GpuDecoder
 from engine.gpu.device_state import DeviceState
+from engine.gpu.graph_capture import captured
 from kernels.gpu.decode_attention import allocate_split_plan, plan_splits
 from kernels.gpu.kv_cache import PagedKv
 from kernels.gpu.sampling import sample_tokens, sampling_scratch
-
-WARM_UPS = 2
-"""Plain runs before a capture: kernels are compiled and cuBLAS takes its workspace outside of the graph."""
 
 
 def batch_sizes(most: int) -> list[int]:
@@ -60,16 +59,7 @@ class DecodeGraphs:
         stream = torch.cuda.Stream()
         for size in sorted(sizes if sizes is not None else self.sizes, reverse=True):
             self._state.staging[0].fill_(self._state.pad_slot)
-            # The warm-up's stream knows nothing of what the main one still has to do: the state's zeros, the weights.
-            torch.cuda.synchronize()
-            with torch.cuda.stream(stream):
-                for _ in range(WARM_UPS):
-                    self.step(size)
-            torch.cuda.synchronize()
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=pool):
-                self.step(size)
-            self._graphs[size] = graph
+            self._graphs[size] = captured(partial(self.step, size), pool, stream)
 
     def step(self, num_rows: int) -> None:
         """The whole step, launched kernel by kernel."""

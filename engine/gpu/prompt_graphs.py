@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Sequence as Items
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from engine.gpu.decoder import GpuDecoder
 from engine.gpu.device_state import DeviceState
+from engine.gpu.graph_capture import captured
 from engine.gpu.prompt_batch import PromptBatch, PromptLayout
 from engine.sequence import ScheduledChunk
 from kernels.gpu.kv_cache import PagedKv
@@ -22,7 +24,6 @@ SIZES = (16, 32, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
 """Tokens. Above, the GPU takes longer than the host (fp8: 13 ms for 1,024), and padding would cost more than it."""
 MOST_SEQUENCES = 8
 """Of a graph; attention's grid has programs for all of them, which end at once where there are fewer."""
-WARM_UPS = 2
 
 
 class PromptGraphs:
@@ -72,15 +73,7 @@ class PromptGraphs:
         stream = torch.cuda.Stream()
         for size in sorted(sizes if sizes is not None else self.sizes, reverse=True):
             self._stage_nobody(size)
-            torch.cuda.synchronize()
-            with torch.cuda.stream(stream):
-                for _ in range(WARM_UPS):
-                    self.step(size)
-            torch.cuda.synchronize()
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=pool):
-                self.step(size)
-            self._graphs[size] = graph
+            self._graphs[size] = captured(partial(self.step, size), pool, stream)
 
     def step(self, size: int) -> None:
         """The pass, launched kernel by kernel."""

@@ -37,6 +37,8 @@ def bench_replay(
 
     `simulate` with the same trace, classes and seed predicts this very run.
     """
+    import asyncio
+
     from rich.console import Console
 
     from autoscaling.simulator.fleet_setup import described
@@ -44,7 +46,7 @@ def bench_replay(
     from autoscaling.simulator.summary_table import summary_tables
     from autoscaling.simulator.traffic_options import classed, requested
     from cluster.config import FleetConfig
-    from serve_app.bench.replay import replayed_against, summarised
+    from serve_app.bench.replay import replay_against, summarised
 
     fleet = FleetConfig.load(config)
     arrivals = classed(requested(trace, generate, seed), fleet, classes, seed=seed, rate=rate, warm_up_s=warm_up)
@@ -55,7 +57,8 @@ def bench_replay(
     if not console.is_terminal:
         console.width = PIPE_COLUMNS
     with console.status("sending"):
-        replayed = replayed_against(url, key, list(arrivals()), description, max_context=max_context, warm_up_s=warm_up)
+        sending = replay_against(url, key, arrivals(), description, max_context=max_context, warm_up_s=warm_up)
+        replayed = asyncio.run(sending)
     label = RunLabel(
         name=name or output.resolve().name,
         policy="a running fleet",

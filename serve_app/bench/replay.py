@@ -17,8 +17,8 @@ import httpx
 
 from autoscaling.fleet_description import FleetDescription
 from autoscaling.simulator.arrivals import Arrival
-from autoscaling.simulator.ledger import ARRIVALS_BIN_S, Ledger, SimulatedRequest
-from autoscaling.simulator.summary import FORMAT, RunLabel, RunSummary, TimelinePoint, VariantSummary, class_summary
+from autoscaling.simulator.ledger import Ledger, SimulatedRequest
+from autoscaling.simulator.summary import RunLabel, RunSummary, TimelinePoint, VariantSummary, added_up
 from cluster.cost_model import CostModel
 from cluster.errors import UserError
 from serve_app.bench.stream_client import Answered, StreamClient
@@ -42,27 +42,16 @@ class Replayed:
     """Of a request sent later than it was due: the client's own."""
 
 
-def replayed_against(
+async def replay_against(
     url: str,
     key: str | None,
-    arrivals: Sequence[Arrival],
+    arrivals: Iterable[Arrival],
     description: FleetDescription,
     *,
     max_context: int,
     warm_up_s: float,
 ) -> Replayed:
     """UserError where no fleet of this model answers at `url`."""
-    return asyncio.run(_replay_against(url, key, arrivals, description, max_context, warm_up_s))
-
-
-async def _replay_against(
-    url: str,
-    key: str | None,
-    arrivals: Sequence[Arrival],
-    description: FleetDescription,
-    max_context: int,
-    warm_up_s: float,
-) -> Replayed:
     client = StreamClient(url.rstrip("/") + "/", description.model, description.shape.vocab, key=key)
     try:
         await _check(client, url, description)
@@ -159,41 +148,15 @@ async def _poll(client: StreamClient, replayed: Replayed, started_s: float) -> N
 
 def summarised(replayed: Replayed, description: FleetDescription, label: RunLabel) -> RunSummary:
     """Accelerator time is that of replicas which ran: of starting ones /v1/fleet tells nothing."""
-    ledger, duration_s = replayed.ledger, replayed.ended_s - replayed.warm_up_s
-    classes = {name: class_summary(entry) for name, entry in ledger.classes.items() if entry.offered}
     points = [point for point in replayed.timeline if point.at_s >= replayed.warm_up_s]
-    variants = {name: _variant(name, points, replayed, model) for name, model in description.cost_models().items()}
-    offered, met = sum(each.offered for each in classes.values()), sum(each.met for each in classes.values())
-    gpu_hours = sum(each.gpu_hours for each in variants.values())
-    seconds = ledger.arrivals_by_second
-    return RunSummary(
-        format=FORMAT,
-        name=label.name,
-        policy=label.policy,
-        model=label.model,
-        accelerator=label.accelerator,
-        traffic=label.traffic,
-        rate=label.rate,
-        seed=label.seed,
-        max_context=label.max_context,
-        warm_up_s=replayed.warm_up_s,
-        duration_s=duration_s,
-        offered=offered,
-        met=met,
-        refused=sum(each.refused for each in classes.values()),
-        too_long=sum(each.too_long for each in classes.values()),
-        longest_tokens=ledger.longest_tokens,
-        attainment=met / offered if offered else 1.0,
-        lowest_attainment=min((each.attainment for each in classes.values()), default=1.0),
-        goodput_per_s=met / duration_s if duration_s else 0.0,
-        gpu_hours=gpu_hours,
-        cost=sum(each.cost for each in variants.values()),
-        goodput_per_gpu_hour=met / gpu_hours if gpu_hours else 0.0,
-        classes=classes,
-        variants=variants,
+    models = description.cost_models()
+    return added_up(
+        replayed.ledger,
+        label,
+        variants={name: _variant(name, points, replayed, model) for name, model in models.items()},
         replicas=tuple(_changes(points, replayed.warm_up_s)),
-        arrivals_bin_s=ARRIVALS_BIN_S,
-        arrivals=tuple(seconds[second] / ARRIVALS_BIN_S for second in range(max(seconds, default=-1) + 1)),
+        warm_up_s=replayed.warm_up_s,
+        duration_s=replayed.ended_s - replayed.warm_up_s,
     )
 
 
