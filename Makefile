@@ -36,7 +36,7 @@ demo: setup  ## The main job, end to end: a fleet at three precisions, requests 
 serve: setup  ## The fleet on 127.0.0.1:8000 until Ctrl-C
 	@exec $(BIN)/quantfleet serve
 
-test: setup  ## The tests: side by side, but one Ray cluster at a time (6 minutes on 2 cores)
+test: setup  ## The tests: side by side, but one Ray cluster at a time (11 minutes on 2 cores)
 	@$(BIN)/python -m pytest -m "not gpu and not slow and not ray" --numprocesses auto --maxprocesses 8 --dist loadfile $(PYTEST_FLAGS) || $(NONE_LEFT)
 	@$(BIN)/python -m pytest -m "ray and not gpu and not slow" $(PYTEST_FLAGS) || $(NONE_LEFT)
 
