@@ -183,7 +183,8 @@ class CostModel:
         tokens = step.decode_sequences + step.prefill_tokens
         pairs = step.prefill_tokens * (step.prefill_context_tokens + step.prefill_tokens / 2)
         return Phases(
-            tokens=tokens,
+            decode_tokens=step.decode_sequences,
+            prefill_tokens=step.prefill_tokens,
             weights_s=self.weights_s,
             linear_flops_s=tokens * self.linear_token_s,
             decode_read_s=step.kv_tokens * self.kv_token_s,

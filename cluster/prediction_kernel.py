@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-MACHINE_FIELDS = 13
+MACHINE_FIELDS = 14
 """Of a machine: the ideal times per weight read, token, KV token and pair; the share; then t0 and, where it is fitted,
 the coefficients of step_fit.Fitted with the first of its residuals and their number."""
-WEIGHTS_S, LINEAR_TOKEN_S, KV_TOKEN_S, PAIR_S, SHARE, T0_S, PER_TOKEN_S, WEIGHTS = range(8)
-KNEE, DECODE_ATTENTION, PREFILL_ATTENTION, FIRST_RESIDUAL, NUM_RESIDUALS = range(8, MACHINE_FIELDS)
+WEIGHTS_S, LINEAR_TOKEN_S, KV_TOKEN_S, PAIR_S, SHARE, T0_S, PER_TOKEN_S, WEIGHTS, SECOND_READ = range(9)
+KNEE, DECODE_ATTENTION, PREFILL_ATTENTION, FIRST_RESIDUAL, NUM_RESIDUALS = range(9, MACHINE_FIELDS)
 """KNEE is 0 for a plain roofline."""
 
 CAPACITY, USED, PROMISED, DECODING, WAITING, PREFILL, RATE, RATIO = range(8)
@@ -53,7 +53,11 @@ def step_s(
         attention_s = max(decode_read_s + prefill_read_s, decode_flops_s + prefill_flops_s)
         return float(machine[T0_S] + max(machine[WEIGHTS_S], linear_flops_s) + attention_s)
     reading_s = machine[WEIGHTS] * machine[WEIGHTS_S]
-    arithmetic_s = machine[PER_TOKEN_S] * tokens + reading_s * max(0.0, tokens / machine[KNEE] - 1)
+    beyond = max(1.0, tokens / machine[KNEE])
+    arithmetic_s = machine[PER_TOKEN_S] * tokens + reading_s * (beyond - 1)
+    if decodes and prefill:  # step_fit.Phases.second_read_s
+        apart = max(1.0, decodes / machine[KNEE]) + max(1.0, prefill / machine[KNEE])
+        reading_s += machine[SECOND_READ] * machine[WEIGHTS_S] * (apart - beyond)
     attention_s = machine[DECODE_ATTENTION] * max(decode_read_s, decode_flops_s)
     attention_s += machine[PREFILL_ATTENTION] * max(prefill_read_s, prefill_flops_s)
     fitted_s = machine[T0_S] + reading_s + arithmetic_s + attention_s

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Protocol
 
@@ -21,13 +21,18 @@ KNEES = (1, 1.5, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 256, 512, math.
 class Phases:
     """What a step's parts would take at the full bandwidth or the full arithmetic of the share."""
 
-    tokens: int
+    decode_tokens: int
+    prefill_tokens: int
     weights_s: float
     linear_flops_s: float
     decode_read_s: float
     decode_flops_s: float
     prefill_read_s: float
     prefill_flops_s: float
+
+    @property
+    def tokens(self) -> int:
+        return self.decode_tokens + self.prefill_tokens
 
     @property
     def decode_attention_s(self) -> float:
@@ -40,6 +45,13 @@ class Phases:
     @property
     def attention_reads(self) -> bool:
         return self.decode_read_s + self.prefill_read_s >= self.decode_flops_s + self.prefill_flops_s
+
+    def second_read_s(self, knee_tokens: float) -> float:
+        """What a step of decodes and prompts pays where each are a pass of their own, so the weights are read twice."""
+        if not (self.decode_tokens and self.prefill_tokens):
+            return 0.0
+        apart = max(1.0, self.decode_tokens / knee_tokens) + max(1.0, self.prefill_tokens / knee_tokens)
+        return self.weights_s * (apart - max(1.0, self.tokens / knee_tokens))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,6 +110,8 @@ class Fitted:
     """Times the ideal time to read the weights."""
     knee_tokens: float
     """Beyond it the linears' time grows with the tokens, from what reading takes."""
+    second_read: float
+    """Times Phases.second_read_s: near 0 where decodes and prompts share a pass, as on the CPU."""
     decode_attention: float
     prefill_attention: float
     residuals: tuple[Residual, ...]
@@ -106,14 +120,15 @@ class Fitted:
         ratio = self._ratio(_place(step))
         reading_s = self.weights * phases.weights_s
         arithmetic_s = self.per_token_s * phases.tokens + reading_s * max(0.0, phases.tokens / self.knee_tokens - 1)
+        second_s = self.second_read * phases.second_read_s(self.knee_tokens)
         attention_s = (
             self.decode_attention * phases.decode_attention_s + self.prefill_attention * phases.prefill_attention_s
         )
         return Parts(
             t0_s=ratio * self.t0_s,
-            linear_s=ratio * (reading_s + arithmetic_s),
+            linear_s=ratio * (reading_s + second_s + arithmetic_s),
             attention_s=ratio * attention_s,
-            linears_read=reading_s >= arithmetic_s,
+            linears_read=reading_s + second_s >= arithmetic_s,
         )
 
     def _ratio(self, place: tuple[float, ...]) -> float:
@@ -139,11 +154,12 @@ def fit(points: Sequence[tuple[ProfilePoint, Phases]]) -> Fitted:
         if best is None or error < best[0]:
             best = (error, knee, coefficients)
     assert best is not None
-    _, knee, (t0_s, per_token_s, weights, decode_attention, prefill_attention) = best
+    _, knee, (t0_s, per_token_s, weights, second_read, decode_attention, prefill_attention) = best
     bare = Fitted(
         t0_s=float(t0_s),
         per_token_s=float(per_token_s),
         weights=float(weights),
+        second_read=float(second_read),
         knee_tokens=knee,
         decode_attention=float(decode_attention),
         prefill_attention=float(prefill_attention),
@@ -153,7 +169,7 @@ def fit(points: Sequence[tuple[ProfilePoint, Phases]]) -> Fitted:
 
 
 def nonnegative_least_squares(rows: NDArray[np.float64], target: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Exact, by trying every set of columns that may be positive: 31 sets for the five columns here."""
+    """Exact, by trying every set of columns that may be positive: 63 sets for the six columns here."""
     best, best_error = np.zeros(rows.shape[1]), float((target**2).sum())
     for size in range(1, rows.shape[1] + 1):
         for columns in map(list, combinations(range(rows.shape[1]), size)):
@@ -170,6 +186,7 @@ def _features(phases: Phases, knee: float) -> tuple[float, ...]:
         1.0,
         float(phases.tokens),
         phases.weights_s * max(1.0, phases.tokens / knee),
+        phases.second_read_s(knee),
         phases.decode_attention_s,
         phases.prefill_attention_s,
     )
@@ -183,15 +200,7 @@ def _with_residuals(bare: Fitted, points: Sequence[tuple[ProfilePoint, Phases]])
         )
         for point, phases in points
     )
-    return Fitted(
-        t0_s=bare.t0_s,
-        per_token_s=bare.per_token_s,
-        weights=bare.weights,
-        knee_tokens=bare.knee_tokens,
-        decode_attention=bare.decode_attention,
-        prefill_attention=bare.prefill_attention,
-        residuals=residuals,
-    )
+    return replace(bare, residuals=residuals)
 
 
 def _place(step: StepShape) -> tuple[float, ...]:

@@ -29,6 +29,7 @@ class StepTable:
                     machine.t0_s,
                     machine.per_token_s,
                     machine.weights,
+                    machine.second_read,
                     machine.knee_tokens,
                     machine.decode_attention,
                     machine.prefill_attention,

@@ -168,8 +168,8 @@ class GpuRunner:
         if not sampling:
             return lambda: [ChunkResult(token_id=None, prompt_logprobs=found) for found in prompt_logprobs()]
         ends = np.cumsum([chunk.num_tokens for chunk in chunks])
-        last = [(ends[index] - 1, chunks[index].sequence.slot) for index in sampling]
-        where = torch.tensor(np.array(last).T, pin_memory=hidden.is_cuda).to(hidden.device, non_blocking=True)
+        last = [ends[index] - 1 for index in sampling], [chunks[index].sequence.slot for index in sampling]
+        where = torch.tensor(last, pin_memory=hidden.is_cuda).to(hidden.device, non_blocking=True)
         rows, slots = where.unbind()
         logits = self._decoder.weights.head.rows(hidden[rows])
         token_ids = torch.empty(len(sampling), dtype=torch.int64, device=hidden.device)

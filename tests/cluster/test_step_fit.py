@@ -17,7 +17,8 @@ from cluster.step_fit import Phases, fit, nonnegative_least_squares
 def phases_of(step: StepShape) -> Phases:
     tokens = step.decode_sequences + step.prefill_tokens
     return Phases(
-        tokens=tokens,
+        decode_tokens=step.decode_sequences,
+        prefill_tokens=step.prefill_tokens,
         weights_s=0.012,
         linear_flops_s=0.003 * tokens,
         decode_read_s=step.kv_tokens * 2e-6,
@@ -77,6 +78,26 @@ def test_one_point_is_enough_to_predict_from() -> None:
 def test_no_point_is_refused() -> None:
     with pytest.raises(ValueError, match="without points"):
         fit([])
+
+
+def test_passes_of_their_own_read_the_weights_twice() -> None:
+    """As on a GPU, whose decodes are one pass of the layers and whose prompts another."""
+
+    def apart_s(step: StepShape) -> float:
+        alone = (
+            StepShape(decode_sequences=step.decode_sequences, kv_tokens=step.kv_tokens),
+            StepShape(decode_sequences=0, kv_tokens=0, prefill_tokens=step.prefill_tokens),
+        )
+        return sum(machine_s(part) for part in alone if part.decode_sequences or part.prefill_tokens)
+
+    points = [ProfilePoint(shape=shape, step_s=apart_s(shape)) for shape in GRID]
+    fitted = fit([(point, phases_of(point.shape)) for point in points])
+    together = fit([(ProfilePoint(shape=s, step_s=machine_s(s)), phases_of(s)) for s in GRID])
+    assert fitted.second_read > 1
+    assert together.second_read < 0.1 * fitted.second_read
+    for batch in (3, 24):
+        step = StepShape(decode_sequences=batch, kv_tokens=batch * 100, prefill_tokens=20)
+        assert fitted.parts(step, phases_of(step)).total_s == pytest.approx(apart_s(step), rel=0.1)
 
 
 @settings(deadline=None, max_examples=50)

@@ -79,7 +79,8 @@ def replace_length(chunk: ScheduledChunk, num_tokens: int) -> ScheduledChunk:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("method", ["none", "gptq", "nf4", "int8", "fp8"])
-def test_a_graph_gives_what_its_launches_give(method: str, folder: Path) -> None:
+def test_a_graph_gives_what_its_launches_give(method: str, tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path / "wider", hidden_size=64, intermediate_size=128)  # nf4's groups of 64
     spec = spec_of(folder, "cuda", Variant(name=method, method=method), token_budget=64, kv_capacity_tokens=256)
     runner = GpuRunner(replace(spec, load_format="dummy" if method == "gptq" else spec.load_format))
     runner.allocate(16)
