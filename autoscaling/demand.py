@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from math import exp, sqrt
 
+from autoscaling.bursts import beyond_chance
 from autoscaling.scaling import ClassTraffic
 from cluster.slo import SloLimits
 
@@ -24,6 +25,8 @@ class ClassDemand:
     prompt_tokens: float
     """Of the mean request."""
     output_tokens: float
+    burst: float = 0.0
+    """Requests that come within bursts.BURST_S at times; 0 where that is no more than chance brings."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +59,8 @@ class ClassSeries:
     """Requests a second that what waits asks for."""
     peaks: list[tuple[float, float]] = field(default_factory=list)
     """Times, and levels with their backlogs or what was expected then, of the last `hold_s`."""
+    bursts: list[tuple[float, int]] = field(default_factory=list)
+    """Times and sizes of those beyond chance, of the last `hold_s`."""
     last_seen_s: float | None = None
     """When a request last arrived or waited."""
     asleep: bool = True
@@ -119,6 +124,7 @@ class DemandForecast:
                 rate_per_s=rate,
                 prompt_tokens=self.classes[name].prompt_tokens,
                 output_tokens=self.classes[name].output_tokens,
+                burst=max((burst for _, burst in self.classes[name].bursts), default=0),
             )
             for name, rate in sorted(rates.items())
             if rate > 0
@@ -137,6 +143,10 @@ def _observe_rate(series: ClassSeries, seen: ClassTraffic, now_s: float, setting
     series.peaks.append((now_s, series.level + series.backlog_rate))
     while series.peaks[0][0] < now_s - settings.hold_s:
         series.peaks.pop(0)
+    if beyond_chance(seen.burst, max(series.level, rate)):
+        series.bursts.append((now_s, seen.burst))
+    while series.bursts and series.bursts[0][0] < now_s - settings.hold_s:
+        series.bursts.pop(0)
     if seen.arrivals or seen.waiting:
         series.last_seen_s = now_s
     series.asleep = series.last_seen_s is None or now_s - series.last_seen_s > settings.idle_s

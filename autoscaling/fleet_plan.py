@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
-from math import ceil
+from math import ceil, inf
 
+from autoscaling.bursts import BURST_S
 from autoscaling.demand import ClassDemand
 from autoscaling.sustained import Mix, ReplicaCapability, Sustained, sustained
 from cluster.slo import SloLimits, meets_floor
@@ -46,17 +47,32 @@ class ClassLoad:
     demand: ClassDemand
     mix: Mix
     sustained: Sustained
+    burst_rate_per_s: float = 0.0
+    """What one replica serves of a burst."""
+    burst_ends_s: float = inf
+    """When the last of a burst has to be served, from its first on: by the class's own TTFT limit, since requests with
+    an earlier deadline go first."""
     beyond: str = ""
     """The limits that are not kept, in words."""
 
     @property
     def replicas(self) -> float:
-        """Of full replicas."""
-        return self.demand.rate_per_s / self.sustained.rate_per_s
+        """Of full replicas: for what arrives in the long run, or for its bursts, whichever are more."""
+        return max(self.demand.rate_per_s / self.sustained.rate_per_s, self._burst_replicas)
+
+    @property
+    def _burst_replicas(self) -> float:
+        return self.demand.burst / (self.burst_rate_per_s * self.burst_ends_s) if self.burst_rate_per_s else 0.0
 
     def arithmetic(self) -> str:
         arithmetic = self.sustained.arithmetic(self.mix)
-        return f"{self.demand.slo_class} {self.demand.rate_per_s:.2f}/s of {arithmetic}{self.beyond}"
+        told = f"{self.demand.slo_class} {self.demand.rate_per_s:.2f}/s of {arithmetic}{self.beyond}"
+        if not self._burst_replicas:
+            return told
+        return (
+            f"{told}; bursts of {self.demand.burst:.0f} in {BURST_S} s, to be served within {self.burst_ends_s:.1f} s"
+            f" at {self.burst_rate_per_s:.2f}/s: {self._burst_replicas:.2f} replicas"
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,17 +177,25 @@ def _assignments(
 
 def _load(variant: str, entries: Sequence[ClassDemand], terms: FleetTerms, headroom: float) -> VariantLoad:
     limits = [terms.classes[entry.slo_class] for entry in entries]
-    classes = tuple(_class_load(terms.replicas[variant], entry, _mix(entry, limits)) for entry in entries)
+    classes = tuple(
+        _class_load(terms.replicas[variant], entry, _mix(entry, limits), terms.classes[entry.slo_class].ttft_ms)
+        for entry in entries
+    )
     full = sum(load.replicas for load in classes)
     return VariantLoad(variant=variant, classes=classes, needed=ceil(full / (1 - headroom) - ROUNDING))
 
 
-def _class_load(replica: ReplicaCapability, entry: ClassDemand, mix: Mix) -> ClassLoad:
+def _class_load(replica: ReplicaCapability, entry: ClassDemand, mix: Mix, ttft_ms: float | None) -> ClassLoad:
     """Within its own limits it can be kept there; long prompts may still pass the TTFT limit of another class, whose
     own prompts are shorter and do not wait for all of them."""
     found, broken = _within(replica, mix)
     beyond = f", beyond its {' and '.join(broken)}" if broken else ""
-    return ClassLoad(demand=entry, mix=mix, sustained=found, beyond=beyond)
+    told = ClassLoad(demand=entry, mix=mix, sustained=found, beyond=beyond)
+    if broken or not entry.burst or ttft_ms is None:
+        return told
+    # The queue of a burst is its own, so that of a steady state does not count.
+    in_burst = sustained(replica, replace(mix, ttft_s=None)).rate_per_s
+    return replace(told, burst_rate_per_s=in_burst, burst_ends_s=BURST_S + ttft_ms / 1e3)
 
 
 def _within(replica: ReplicaCapability, mix: Mix) -> tuple[Sustained, tuple[str, ...]]:

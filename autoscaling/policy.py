@@ -22,6 +22,7 @@ from autoscaling.scaling import FleetObservation, ScalingDecision
 from autoscaling.serve_contexts import Report, ServingContext, reports
 from autoscaling.serving_stats import (
     AWAITED,
+    BURST,
     DRAINING,
     LOAD_FIELDS,
     NAMED,
@@ -137,7 +138,13 @@ class FleetPolicy:
             },
             draining=draining,
             traffic=tuple(
-                traffic_of(growth, name, window_s, waiting=_total(ingresses, f"{QUEUED}/{name}"))
+                traffic_of(
+                    growth,
+                    name,
+                    window_s,
+                    waiting=_total(ingresses, f"{QUEUED}/{name}"),
+                    burst=_total(ingresses, f"{BURST}/{name}"),
+                )
                 for name in self._fleet.classes
             ),
             began_s=self._began_s,

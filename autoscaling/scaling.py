@@ -24,6 +24,8 @@ class ClassTraffic:
     refused: int
     waiting: int = 0
     """Now, in ingresses: requests that no replica has."""
+    burst: int = 0
+    """The most that arrived within bursts.BURST_S, of late."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

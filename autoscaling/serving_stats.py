@@ -6,9 +6,11 @@ Counters only grow, so that a report that is lost costs nothing: the policy take
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 
+from autoscaling.bursts import BurstMeter
 from autoscaling.scaling import ClassTraffic
 from cluster.load import Load
 
@@ -17,7 +19,7 @@ Stats = dict[str, float]
 LOAD_FIELDS = {field.name: float if field.type == "float" else int for field in fields(Load) if field.type != "str"}
 """By name, as what they are read again."""
 NAMED, DRAINING, WAITING = "named", "draining", "waiting"
-QUEUED, AWAITED = "queued", "awaited"
+QUEUED, AWAITED, BURST = "queued", "awaited", "burst"
 
 
 def load_stats(load: Load) -> Stats:
@@ -45,14 +47,23 @@ class ClassCounts:
 class TrafficCounters:
     """Counts requests where they arrive, before any is routed: those that are refused are demand too."""
 
-    def __init__(self, classes: Iterable[str], variants: Iterable[str], default_class: str) -> None:
+    def __init__(
+        self,
+        classes: Iterable[str],
+        variants: Iterable[str],
+        default_class: str,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._clock = clock
         self._classes = {name: ClassCounts() for name in classes}
+        self._bursts = {name: BurstMeter() for name in self._classes}
         self._named = dict.fromkeys(variants, 0)
         self._default = default_class
 
     def arrived(self, slo_class: str, prompt_tokens: int, variant: str | None) -> None:
         """`variant`: where the request names one."""
         counts = self._of(slo_class)
+        self._bursts[self._known(slo_class)].arrived(self._clock())
         counts.arrivals += 1
         counts.prompt_tokens += prompt_tokens
         if variant is not None:
@@ -72,7 +83,7 @@ class TrafficCounters:
         """`waiting`: requests without a first token; `queued`: of those, the ones that no replica has, by class and the
         variant that they name; `draining`: by variant, the replicas that Serve stops and that still stream to this
         ingress."""
-        found = {WAITING: float(waiting)}
+        found, now_s = {WAITING: float(waiting)}, self._clock()
         found |= dict.fromkeys([f"{QUEUED}/{name}" for name in self._classes], 0.0)
         found |= dict.fromkeys([f"{AWAITED}/{variant}" for variant in self._named], 0.0)
         for (slo_class, variant), count in queued.items():
@@ -83,6 +94,7 @@ class TrafficCounters:
         found |= {f"{DRAINING}/{variant}": float(count) for variant, count in draining.items()}
         for name, counts in self._classes.items():
             found |= {f"{field}/{name}": float(count) for field, count in asdict(counts).items()}
+            found[f"{BURST}/{name}"] = float(self._bursts[name].most(now_s))
         return found
 
     def _of(self, slo_class: str) -> ClassCounts:
@@ -98,9 +110,11 @@ def since(before: Mapping[str, float], after: Mapping[str, float]) -> Stats:
     return {name: value - before.get(name, 0.0) for name, value in after.items()}
 
 
-def traffic_of(growth: Mapping[str, float], slo_class: str, window_s: float, waiting: int) -> ClassTraffic:
+def traffic_of(
+    growth: Mapping[str, float], slo_class: str, window_s: float, *, waiting: int, burst: int
+) -> ClassTraffic:
     counts = {field.name: round(growth.get(f"{field.name}/{slo_class}", 0.0)) for field in fields(ClassCounts)}
-    return ClassTraffic(slo_class=slo_class, window_s=window_s, waiting=waiting, **counts)
+    return ClassTraffic(slo_class=slo_class, window_s=window_s, waiting=waiting, burst=burst, **counts)
 
 
 def of_variants(stats: Mapping[str, float], kind: str, variants: Iterable[str]) -> dict[str, int]:

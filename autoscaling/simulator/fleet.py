@@ -322,6 +322,7 @@ class FleetSimulation:
                     finished=window.finished,
                     refused=window.refused,
                     waiting=self._num_waiting[name],
+                    burst=self._ledger.bursts[name].most(now_s),
                 )
                 for name, window in sorted(self._ledger.next_windows().items())
             ),

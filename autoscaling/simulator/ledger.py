@@ -6,6 +6,7 @@ from array import array
 from collections import Counter
 from dataclasses import dataclass, field
 
+from autoscaling.bursts import BurstMeter
 from autoscaling.simulator.arrivals import Arrival
 from cluster.slo import SloLimits, meets_floor
 
@@ -67,6 +68,7 @@ class Ledger:
         """Requests that arrive before `counted_from_s` are demand, and nothing else."""
         self.classes = {name: ClassLedger() for name in classes}
         self.windows = {name: TrafficWindow() for name in classes}
+        self.bursts = {name: BurstMeter() for name in classes}
         self.arrivals_by_second: Counter[int] = Counter()
         """Seconds from the first that counts."""
         self.longest_tokens = 0
@@ -77,6 +79,7 @@ class Ledger:
         window = self.windows[arrival.slo_class]
         window.arrivals += 1
         window.prompt_tokens += arrival.prompt_tokens
+        self.bursts[arrival.slo_class].arrived(arrival.at_s)
         if arrival.at_s >= self._counted_from_s:
             entry = self.classes[arrival.slo_class]
             entry.offered += 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from autoscaling.demand import PRIOR_OUTPUT_TOKENS, DemandForecast, DemandSettings
@@ -82,3 +84,20 @@ def test_lengths_are_means_and_outputs_begin_with_a_prior() -> None:
     for index in range(40):
         forecast.observe([traffic(5.0, finished=50)], 10.0 * (index + 4))
     assert forecast.expected(0)[0].output_tokens == pytest.approx(200.0, rel=0.05)
+
+
+def test_a_burst_beyond_chance_is_held_and_then_let_go() -> None:
+    forecast = after([10.0] * 10)
+    assert forecast.expected(0.0)[0].burst == 0
+    forecast.observe([replace(traffic(10.0), burst=12)], 110.0)
+    assert forecast.expected(0.0)[0].burst == 0, "at random 10 requests a second come so close together at times"
+    forecast.observe([replace(traffic(10.0), burst=60)], 120.0)
+    forecast.observe([replace(traffic(10.0), burst=40)], 130.0)
+    assert forecast.expected(0.0)[0].burst == forecast.held()[0].burst == 60
+    for step in range(14, 31):
+        forecast.observe([traffic(10.0)], 10.0 * step)
+    assert forecast.expected(0.0)[0].burst == 60
+    forecast.observe([traffic(10.0)], 310.0)
+    assert forecast.expected(0.0)[0].burst == 40
+    forecast.observe([traffic(10.0)], 320.0)
+    assert forecast.expected(0.0)[0].burst == 0

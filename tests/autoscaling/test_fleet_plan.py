@@ -74,6 +74,34 @@ def test_a_class_that_degrades_takes_what_there_is(replicas: dict[str, ReplicaCa
     assert cheapest_plan([demand_of("interactive", 5)], only_int4, HEADROOM).unserved == ()
 
 
+def test_bursts_are_served_within_the_ttft_limit(terms: FleetTerms) -> None:
+    steady = demand_of("interactive", 20)
+    plan = cheapest_plan([replace(steady, burst=400)], terms, HEADROOM)
+    (load,) = plan.loads
+    served_per_s = load.needed * (1 - HEADROOM) * load.classes[0].burst_rate_per_s
+    assert served_per_s * (0.5 + 0.5) >= 400, "half a second of arriving, half a second of the limit"
+    assert load.needed > cheapest_plan([steady], terms, HEADROOM).loads[0].needed
+    assert "bursts of 400 in 0.5 s, to be served within 1.0 s" in plan.arithmetic()
+    patient = replace(demand_of("standard", 20), burst=400)
+    assert cheapest_plan([patient], terms, HEADROOM).loads[0].needed < load.needed, "its limit is 2 s"
+    unhurried = replace(demand_of("throughput", 20), burst=400)
+    assert cheapest_plan([unhurried], terms, HEADROOM) == replace(
+        cheapest_plan([demand_of("throughput", 20)], terms, HEADROOM),
+        loads=cheapest_plan([unhurried], terms, HEADROOM).loads,
+    )
+
+
+@settings(max_examples=40, deadline=None)
+@given(burst=st.integers(min_value=0, max_value=3000), more=st.integers(min_value=0, max_value=3000))
+def test_a_larger_burst_never_needs_fewer(terms: FleetTerms, burst: int, more: int) -> None:
+    plans = [
+        cheapest_plan([replace(demand_of("interactive", 20), burst=size)], terms, HEADROOM)
+        for size in (burst, burst + more)
+    ]
+    assert plans[0].cost_per_s <= plans[1].cost_per_s
+    assert sum(plans[1].replicas.values()) <= terms.budget_replicas
+
+
 def test_a_budget_that_binds_is_told(terms: FleetTerms) -> None:
     plan = cheapest_plan([demand_of("standard", 500)], replace(terms, budget_replicas=4), HEADROOM)
     assert sum(plan.replicas.values()) == 4

@@ -11,7 +11,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autoscaling.planner import Placement, allot, slice_of
+from autoscaling.planner import Placement, allot, slice_of, token_budget
 from cluster.accelerators import Accelerator, accelerator_named
 from cluster.config import FleetConfig
 from cluster.cost_model import CostModel
@@ -19,6 +19,8 @@ from cluster.engine_spec import EngineSpec
 from cluster.errors import UserError
 from cluster.kv_capacity import kv_capacity
 from cluster.model_config import shape_of
+from cluster.model_shape import ModelShape
+from tests.autoscaling.conftest import LLAMA
 
 HOST = Accelerator(
     name="cpu-2",
@@ -152,6 +154,21 @@ def test_the_token_budget_keeps_a_mixed_step_short_on_faster_hosts() -> None:
     assert spec.token_budget > 128
     model = CostModel(SHAPE, spec.variant, fast, share=spec.share)
     assert model.prefill_s(spec.token_budget) <= 0.25
+
+
+def test_a_full_step_on_a_gpu_leaves_room_within_the_tightest_tpot() -> None:
+    h100 = replace(accelerator_named("H100-80G"), count=1)
+    llama = ModelShape.from_hf_config(LLAMA, 16384)
+
+    def budget(classes: str) -> int:
+        config = config_of(f"slo_classes: {{{classes}}}\ndefault_class: chat")
+        return token_budget(config, llama, h100, slice_of(config, h100, 1))
+
+    assert budget("chat: {tpot_ms: 200}") == 2048
+    assert budget("chat: {tpot_ms: 40}") == 1024
+    assert budget("chat: {tpot_ms: 40}, slow: {tpot_ms: 300}") == 1024
+    assert budget("chat: {tpot_ms: 12}") == 256 + 64, "the sequences that may run, and room for a prompt's piece"
+    assert budget("chat: {ttft_ms: 300}") == 2048
 
 
 def test_the_capacity_of_the_spec_is_the_formulas() -> None:

@@ -44,7 +44,7 @@ class Serving:
     def __init__(self, policy: FleetPolicy, running: Mapping[str, int]) -> None:
         self.policy = policy
         self.now_s = START_S
-        self.counters = TrafficCounters(["interactive", "standard"], running, "standard")
+        self.counters = self.new_counters()
         self.deployments = {
             name: Deployment(name=name, target=count, running=[f"{name}-{index}" for index in range(count)])
             for name, count in running.items()
@@ -53,6 +53,9 @@ class Serving:
         self.draining: dict[str, int] = {}
         self.queued: dict[tuple[str, str | None], int] = {}
         self.silent = False
+
+    def new_counters(self) -> TrafficCounters:
+        return TrafficCounters(["interactive", "standard"], ["bf16", "fp8"], "standard", clock=lambda: self.now_s)
 
     def counts(self) -> dict[str, int]:
         return {name: len(deployment.running) for name, deployment in self.deployments.items()}
@@ -221,6 +224,7 @@ def test_what_an_ingress_counted_before_is_no_burst(description: FleetDescriptio
     serving = Serving(policy_of(description), {"bf16": 0, "fp8": 1})
     for _ in range(100_000):
         serving.counters.arrived("standard", 1155, None)
+    serving.now_s += 60
     serving.run(9, rate=1)
     assert serving.targets() == {"bf16": 0, "fp8": 1}
 
@@ -229,7 +233,7 @@ def test_a_new_ingress_counts_from_nothing(description: FleetDescription) -> Non
     serving = Serving(policy_of(description), {"bf16": 0, "fp8": 1})
     serving.run(20, rate=1)
     serving.ingress = "ingress-1"
-    serving.counters = TrafficCounters(["interactive", "standard"], ["bf16", "fp8"], "standard")
+    serving.counters = serving.new_counters()
     serving.run(10, rate=1)
     assert serving.targets() == {"bf16": 0, "fp8": 1}
     serving.run(20, rate=60)

@@ -60,7 +60,7 @@ def test_counters_are_told_by_class_and_variant_and_differenced() -> None:
     queued = {("exact", "int8"): 2, ("request", None): 1, ("standard", None): 4}
     after = counters.stats(waiting=9, queued=queued, draining={"int8": 1, "bf16": 0})
     growth = since(before, after)
-    exact, standard = (traffic_of(growth, name, 2.0, waiting=1) for name in ("exact", "standard"))
+    exact, standard = (traffic_of(growth, name, 2.0, waiting=1, burst=3) for name in ("exact", "standard"))
     assert (exact.arrivals, exact.prompt_tokens, exact.finished, exact.output_tokens) == (1, 40, 1, 12)
     assert (standard.arrivals, standard.prompt_tokens, standard.refused, standard.window_s) == (1, 60, 1, 2.0)
     assert of_variants(growth, NAMED, ["bf16", "int8"]) == {"bf16": 0, "int8": 1}
@@ -68,3 +68,16 @@ def test_counters_are_told_by_class_and_variant_and_differenced() -> None:
     assert (after["waiting"], after["queued/exact"], after["queued/standard"]) == (9, 2, 5)
     assert of_variants(after, AWAITED, ["bf16", "int8"]) == {"bf16": 0, "int8": 2}
     assert counters.stats(waiting=0, queued={}, draining={})["queued/exact"] == 0
+
+
+def test_a_burst_is_told_while_it_is_of_use() -> None:
+    now_s = [100.0]
+    counters = TrafficCounters(["standard", "exact"], ["bf16"], "standard", clock=lambda: now_s[0])
+    for _ in range(30):
+        counters.arrived("exact", 10, None)
+    now_s[0] += 5
+    counters.arrived("exact", 10, None)
+    stats = counters.stats(waiting=0, queued={}, draining={})
+    assert (stats["burst/exact"], stats["burst/standard"]) == (30, 0)
+    now_s[0] += 60
+    assert counters.stats(waiting=0, queued={}, draining={})["burst/exact"] == 0
