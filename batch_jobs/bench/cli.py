@@ -1,4 +1,7 @@
-"""`bench quantization`: the papers' experiments on a model of one's own; it imports what it needs when it runs."""
+"""`bench quantization` and `bench generate`: the papers' experiments, and a batch job beside its peers.
+
+It imports what it needs when it runs.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,8 @@ from typing import Annotated
 
 import typer
 
+from batch_jobs.command_line import ConfigOption
+
 
 class Part(StrEnum):
     types = "types"
@@ -18,6 +23,7 @@ class Part(StrEnum):
 
 def register_bench(bench: typer.Typer) -> None:
     bench.command("quantization")(bench_quantization)
+    bench.command("generate")(bench_generate)
 
 
 def bench_quantization(
@@ -63,3 +69,50 @@ def bench_quantization(
     if output is not None:
         write_results(results, output)
         console.print(f"{output}: experiments.json and pictures")
+
+
+def bench_generate(
+    inputs: Annotated[list[str], typer.Argument(help="As of `generate`.", metavar="INPUT...")],
+    config: ConfigOption = None,
+    variant: Annotated[str | None, typer.Option(help="The first of the configuration, if not given.")] = None,
+    max_tokens: Annotated[int, typer.Option(help="Of a row.")] = 64,
+    prompt_column: Annotated[str, typer.Option(help="The column with the prompt.")] = "prompt",
+    sweep: Annotated[str, typer.Option(help="Batch sizes of the engine without a job, such as 8,32,64.")] = "",
+    padded: Annotated[str, typer.Option(help="Batch sizes of transformers' generate; empty: none.")] = "8,32,64",
+    peer_rows: Annotated[int, typer.Option(help="Rows for what is slower: one at a time, and transformers.")] = 128,
+    output: Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="The figures as JSON.")] = None,
+) -> None:
+    """A batch job's tokens/s beside its engine without a job, other batch sizes, one row at a time, transformers."""
+    from tempfile import TemporaryDirectory
+
+    from rich.console import Console
+
+    from batch_jobs.bench.generation import GenerationBench, figures, table
+    from batch_jobs.generate_job import GenerateJob
+    from batch_jobs.reading import Columns
+    from cluster.config import FleetConfig
+
+    console = Console()
+    with TemporaryDirectory(prefix="quantfleet-bench-") as folder:
+        job = GenerateJob(
+            inputs=tuple(inputs),
+            output=Path(folder) / "out",
+            config=FleetConfig.load(config),
+            variant=variant,
+            max_tokens=max_tokens,
+            columns=Columns(prompt=prompt_column),
+        )
+        bench = GenerationBench(job=job, sweep=_batches(sweep), padded=_batches(padded), peer_rows=peer_rows)
+        measured = bench.run(console)
+    console.print(table(measured))
+    if output is not None:
+        figures(measured, output)
+
+
+def _batches(text: str) -> tuple[int, ...]:
+    from cluster.errors import UserError
+
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if not all(part.isdigit() and int(part) > 0 for part in parts):
+        raise UserError(f"batch sizes {text!r}: numbers above 0, separated by commas, such as 8,32,64")
+    return tuple(int(part) for part in parts)
