@@ -97,5 +97,5 @@ def choose_batch(engine: EngineChoice, sample: LengthSample, max_tokens: int, nu
 
 
 def slice_rows(batch: int) -> int:
-    """Half a batch: with several slices in the engine, the end of one never leaves it less than full."""
-    return max(MIN_SLICE_ROWS, -(-batch // 2))
+    """A quarter of a batch: with many slices in the engine, the end of one never leaves it less than full."""
+    return max(MIN_SLICE_ROWS, -(-batch // 4))

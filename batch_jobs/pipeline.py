@@ -24,8 +24,10 @@ from batch_jobs.stop_sign import StopSign
 from cluster.engine_spec import EngineSpec
 from cluster.request import SamplingParams
 
-CALLS_PER_ACTOR = 4
-"""Slices an engine holds at once; while one runs out the others keep it full, and the last holds only its own tail."""
+CALLS_PER_ACTOR = 12
+"""Slices of a quarter of a batch that an engine holds at once. A slice is there until its longest row has ended: where
+outputs are of 1 to 600 tokens, two batches in slices of half of one left the engine without rows to start (Llama-3.1-8B
+on an H100, lengths of the Azure conversation trace: 90 % of the engine's own rate)."""
 
 T = TypeVar("T")
 

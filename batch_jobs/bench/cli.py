@@ -79,7 +79,9 @@ def bench_generate(
     prompt_column: Annotated[str, typer.Option(help="The column with the prompt.")] = "prompt",
     sweep: Annotated[str, typer.Option(help="Batch sizes of the engine without a job, such as 8,32,64.")] = "",
     padded: Annotated[str, typer.Option(help="Batch sizes of transformers' generate; empty: none.")] = "8,32,64",
-    peer_rows: Annotated[int, typer.Option(help="Rows for what is slower: one at a time, and transformers.")] = 128,
+    peer_rows: Annotated[
+        int, typer.Option(help="Rows for what is slower, one at a time and transformers; 0: none.")
+    ] = 128,
     output: Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="The figures as JSON.")] = None,
 ) -> None:
     """A batch job's tokens/s beside its engine without a job, other batch sizes, one row at a time, transformers."""

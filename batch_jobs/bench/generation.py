@@ -41,7 +41,8 @@ class GenerationBench:
     padded: tuple[int, ...]
     """Batch sizes of transformers' generate."""
     peer_rows: int
-    """So many of the rows, evenly from all of them, for one row at a time and for transformers, which are slower."""
+    """So many of the rows, evenly from all of them, for one row at a time and for transformers, which are slower; 0
+    leaves both out."""
 
     def run(self, console: Console) -> list[Measured]:
         """The job first."""
@@ -49,7 +50,7 @@ class GenerationBench:
         rows = _rows(prepared)
         report = run_generate(self.job, console)
         found = [Measured(name="the job", batch=report.batch_size, rate=_rate_of(report))]
-        few = rows[:: max(1, len(rows) // self.peer_rows)][: self.peer_rows]
+        few = rows[:: max(1, len(rows) // max(1, self.peer_rows))][: self.peer_rows]
         for name, kind, batch, some in self._peers(report, rows, few):
             console.print(f"[dim]{name}, {len(some)} rows[/dim]")
             spec = prepared.engine.spec_for_batch(batch, max(len(ids) + max_tokens for ids, max_tokens in some))
@@ -63,6 +64,8 @@ class GenerationBench:
         assert report.batch_size is not None
         for batch in dict.fromkeys((report.batch_size, *self.sweep)):
             yield "the engine alone", "engine", batch, rows
+        if not few:
+            return
         yield "the engine, one row at a time", "one_row", 1, few
         for batch in self.padded:
             yield "transformers, padded", "transformers", batch, few

@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -70,12 +71,18 @@ def _through_engine(cell: GenerationCell, *, at_once: int) -> GenerationRate:
     built = build_engine(cell.spec)
 
     def generate(rows: Rows) -> int:
-        for i, (ids, max_tokens) in enumerate(rows):
-            sampling = SamplingParams(max_tokens=max_tokens, temperature=0.0)
-            verdict = built.add(GenerationRequest(request_id=f"r{i}", prompt_token_ids=ids, sampling=sampling))
-            assert verdict.admitted, verdict.reason
+        left = deque(
+            GenerationRequest(
+                request_id=f"r{i}",
+                prompt_token_ids=ids,
+                sampling=SamplingParams(max_tokens=max_tokens, temperature=0.0),
+            )
+            for i, (ids, max_tokens) in enumerate(rows)
+        )
         tokens = 0
-        while built.has_work:
+        while left or built.has_work:
+            while left and built.add(left[0]).admitted:  # it takes no more waiting prompts than twice its cache
+                left.popleft()
             tokens += sum(len(delta.token_ids) for delta in built.step())
         return tokens
 

@@ -42,7 +42,7 @@ def test_the_batch_is_the_cost_models_for_the_mean_sequence(engine: EngineChoice
     best = engine.cost_model.best_batch(122, kv_capacity_tokens=engine.spec.kv_capacity_tokens, max_sequences=256)
     assert choice.batch == best.batch
     assert choice.arithmetic == f"context = 90 prompt tokens (mean of 10 rows) + 64 / 2 = 122; {best.arithmetic}"
-    assert choice.slice_rows * 2 >= choice.batch
+    assert choice.slice_rows * 4 >= choice.batch
 
 
 def test_a_small_cache_and_a_small_input_bound_it(engine: EngineChoice) -> None:
