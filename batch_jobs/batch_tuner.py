@@ -15,7 +15,9 @@ from batch_jobs.reading import Columns, read_rows
 HEAD_ROWS = 128
 MAX_BATCH = 256
 """Past the batches a profile measures the model extrapolates, and a larger batch gains less than its rows wait."""
-MIN_SLICE_ROWS = 4
+MIN_SLICE_ROWS, MAX_SLICE_ROWS = 4, 2048
+MIN_SLICE_S = 0.25
+"""Of the engine's work. Ray Data takes some 50 ms of a core for each slice, most of them in the driver."""
 TOKEN_BYTES, ROW_BYTES = 4, 64
 """Of an encoded row in Arrow: a token id; offsets and the row's place."""
 
@@ -33,6 +35,10 @@ class LengthSample:
     mean_output_bound: float | None = None
     max_output_bound: int | None = None
     """Tokens, where rows bring their own bounds."""
+
+    def output_tokens(self, max_tokens: int) -> int:
+        """Of a row, as the job or the rows themselves bound it."""
+        return max_tokens if self.mean_output_bound is None else max(1, round(self.mean_output_bound))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,19 +84,22 @@ def _mean_bytes(rows: list[EncodedRow]) -> float:
 
 def choose_batch(engine: EngineChoice, sample: LengthSample, max_tokens: int, num_rows: int) -> BatchChoice:
     """A sequence holds its prompt and, on average over its life, half of its output."""
-    spec = engine.spec
+    spec, share = engine.spec, engine.share
     context = max(1, round(sample.mean_prompt_tokens + max_tokens / 2))
     best = engine.cost_model.best_batch(
         context,
         kv_capacity_tokens=spec.kv_capacity_tokens,
-        max_sequences=MAX_BATCH,
+        max_sequences=MAX_BATCH if share is None else min(MAX_BATCH, spec.max_sequences),
         block_size=spec.block_size,
     )
-    batch = max(1, min(best.batch, num_rows))
+    num_engines = 1 if share is None else share.num_replicas
+    batch = max(1, min(num_engines * best.batch, num_rows))
     arithmetic = (
         f"context = {sample.mean_prompt_tokens:.0f} prompt tokens (mean of {sample.num_rows} rows) "
         f"+ {max_tokens} / 2 = {context}; {best.arithmetic}"
     )
+    if share is not None:
+        arithmetic += f"; in each of the fleet's {num_engines} replicas, as far as they are idle"
     if batch < best.batch:
         arithmetic += f"; but the input has {num_rows} rows"
     return BatchChoice(batch=batch, slice_rows=slice_rows(batch), step_s=best.step_s, arithmetic=arithmetic)
@@ -99,3 +108,10 @@ def choose_batch(engine: EngineChoice, sample: LengthSample, max_tokens: int, nu
 def slice_rows(batch: int) -> int:
     """A quarter of a batch: with many slices in the engine, the end of one never leaves it less than full."""
     return max(MIN_SLICE_ROWS, -(-batch // 4))
+
+
+def worthwhile_slice(engine: EngineChoice, choice: BatchChoice, sample: LengthSample, max_tokens: int) -> int:
+    """The choice's slice, or more rows where the engine would be through with them in less than MIN_SLICE_S."""
+    prefill_s = engine.cost_model.prefill_s(max(1, round(choice.batch * sample.mean_prompt_tokens)))
+    batch_s = prefill_s + choice.step_s * sample.output_tokens(max_tokens)
+    return max(choice.slice_rows, min(MAX_SLICE_ROWS, int(choice.batch * MIN_SLICE_S / batch_s)))

@@ -44,7 +44,24 @@ def generate(
     ],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="OUTDIR", help="Folder for the results.")],
     variant: Annotated[
-        str | None, typer.Option(help="A variant of the configuration; its first one, if not given.")
+        str | None,
+        typer.Option(
+            help="A variant of the configuration, its first one if not given; auto: the cheapest for the rows."
+        ),
+    ] = None,
+    min_quality: Annotated[
+        float, typer.Option(help="Of the variant: bf16's perplexity / its own; what auto may go down to.")
+    ] = 0.0,
+    share_fleet: Annotated[
+        bool,
+        typer.Option(
+            "--share-fleet",
+            help="Start no engine: run the rows on what a serving fleet leaves idle, after all its other requests."
+            " With the key in QUANTFLEET_API_KEY, where it wants one.",
+        ),
+    ] = False,
+    fleet: Annotated[
+        str | None, typer.Option(metavar="URL", help="With --share-fleet: its address, if not the configuration's.")
     ] = None,
     config: ConfigOption = None,
     max_tokens: Annotated[int, typer.Option(help="Tokens to generate for a row, at most.")] = 256,
@@ -101,12 +118,18 @@ def generate(
     from batch_jobs.prompt_template import PromptTemplate
     from batch_jobs.reading import Columns
     from cluster.config import FleetConfig
+    from cluster.errors import UserError
 
+    if fleet is not None and not share_fleet:
+        raise UserError(f"--fleet {fleet}: is for --share-fleet, which is not given")
+    settings = FleetConfig.load(config)
     job = GenerateJob(
         inputs=tuple(inputs),
         output=output,
-        config=FleetConfig.load(config),
+        config=settings,
         variant=variant,
+        min_quality=min_quality,
+        share_fleet=(fleet or settings.http.url) if share_fleet else None,
         max_tokens=max_tokens,
         temperature=temperature,
         top_p=top_p,

@@ -1,4 +1,4 @@
-"""The engine of a job: a variant with this host's accelerator to itself, as the planner allots it; it starts none."""
+"""The engine of a job: a variant with this host's accelerator to itself, or what a fleet leaves; it starts none."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from autoscaling.planner import PREFILL_ROOM, allot
+from batch_jobs.fingerprint import files_digest
+from batch_jobs.fleet_share import FleetShare
 from cluster.accelerators import accelerator_named
 from cluster.config import FleetConfig
 from cluster.cost_model import CostModel
@@ -22,6 +24,13 @@ from engine.profiling import profile_key, profile_path
 class EngineChoice:
     spec: EngineSpec
     cost_model: CostModel
+    share: FleetShare | None = None
+    """Of the fleet that runs the rows, where it is not an engine of the job's own."""
+
+    @property
+    def price_per_s(self) -> float:
+        """What is idle in a fleet is paid for already."""
+        return self.cost_model.price_per_s if self.share is None else 0.0
 
     def spec_for_batch(self, batch: int, longest_tokens: int) -> EngineSpec:
         """For `batch` sequences of at most about that length at once.
@@ -30,6 +39,8 @@ class EngineChoice:
         the formula allows would fill the host's memory for nothing.
         """
         spec = self.spec
+        if self.share is not None:  # whose engines are what they are
+            return replace(spec, max_sequences=batch)
         blocks = batch * -(-longest_tokens // spec.block_size)
         wanted = max(blocks, -(-spec.max_context // spec.block_size)) * spec.block_size
         return replace(
@@ -51,6 +62,24 @@ def choose_engine(config: FleetConfig, variant_name: str | None) -> EngineChoice
     profile = Profile.load(profile_path(spec), profile_key(spec))
     cost_model = CostModel(shape, variant, accelerator, share=spec.share, kv_dtype=spec.kv_dtype, profile=profile)
     return EngineChoice(spec=spec, cost_model=cost_model)
+
+
+def shared_engine(config: FleetConfig, share: FleetShare) -> EngineChoice:
+    """The fleet's engine with the model's files of this host, which its tokenizer is read from: the same files."""
+    spec, url = share.served.spec, share.address.url
+    if not share.model.startswith(f"{config.model.name}:"):
+        raise UserError(f"{url}: serves {share.model}, not {config.model.name}; give its configuration with --config")
+    checkpoint = ensure_checkpoint(config.model.source)
+    spec = replace(spec, checkpoint=str(checkpoint))
+    if files_digest(checkpoint) != share.served.settings["model"]["checkpoint"]:
+        raise UserError(f"{url}: the model's files there are not those in {checkpoint}; give the fleet's configuration")
+    assert spec.accelerator is not None, "a serving engine knows what it runs on"
+    shape = ModelShape.from_hf_config(Path(checkpoint) / "config.json", config.engine.max_context)
+    profile = Profile.load(profile_path(spec), profile_key(spec))
+    cost_model = CostModel(
+        shape, spec.variant, spec.accelerator, share=spec.share, kv_dtype=spec.kv_dtype, profile=profile
+    )
+    return EngineChoice(spec=spec, cost_model=cost_model, share=share)
 
 
 def known_variant(config: FleetConfig, name: str | None) -> Variant:

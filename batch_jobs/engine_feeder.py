@@ -9,12 +9,15 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from cluster.engine_spec import EngineSpec
+from cluster.load import Load
 from cluster.request import FinishReason, GenerationRequest, TokenDelta, TokenLogprob, Verdict
-from engine.process import EngineDied, EngineProcess
+from engine.process import EngineDied, EngineFailed, EngineProcess
+from engine.wire import StepMessage
 
 MAX_ATTEMPTS = 4
 COMPANY_SHRINKS = 8
@@ -65,15 +68,33 @@ class _Row:
             self.call.done.set()
 
 
+class RowEngine(Protocol):
+    """What runs rows: engine.process.EngineProcess is one, and its errors are these."""
+
+    load: Load | None
+
+    async def ready(self) -> Load: ...
+
+    async def submit(self, request: GenerationRequest) -> Verdict: ...
+
+    def messages(self) -> AsyncIterator[StepMessage]: ...
+
+    async def stop(self) -> None: ...
+
+
 class EngineFeeder:
-    """Runs an engine process from a thread of its own, for whoever calls `generate` from any number of threads.
+    """Runs an engine from a thread of its own, for whoever calls `generate` from any number of threads.
 
     A slice of rows alone would leave the engine ever emptier as its rows end; with the next slice queued behind it
-    the engine stays full until the last one. EngineDied from the constructor where the engine cannot start.
+    the engine stays full until the last one. EngineDied from the constructor where the engine cannot start: at once
+    where it says why, else (a kill) after as many tries as later.
     """
 
-    def __init__(self, spec: EngineSpec) -> None:
+    def __init__(self, spec: EngineSpec, start: Callable[[EngineSpec], RowEngine] | None = None) -> None:
+        """`start`: of the engine, from the feeder's event loop, where it is no process beside this one;
+        `spec.max_sequences` rows run there at once."""
         self._spec = spec
+        self._start = start or EngineProcess.start
         self._loop = asyncio.new_event_loop()
         self._waiting: deque[_Row] = deque()
         self._running: dict[str, _Row] = {}
@@ -120,7 +141,7 @@ class EngineFeeder:
         try:
             failed_starts = 0
             while not self._is_closing:
-                engine = EngineProcess.start(self._spec)
+                engine = self._start(self._spec)
                 try:
                     await engine.ready()
                     failed_starts = 0
@@ -129,7 +150,8 @@ class EngineFeeder:
                 except EngineDied as death:
                     self._after_death(str(death))
                     failed_starts += engine.load is None
-                    if failed_starts and (failed_starts > MAX_FAILED_STARTS or not self._ready.is_set()):
+                    is_hopeless = isinstance(death, EngineFailed) and not self._ready.is_set()
+                    if failed_starts > MAX_FAILED_STARTS or is_hopeless:
                         raise
                     await asyncio.sleep(RESTART_DELAY_S)
             self._end(EngineDied("the engine was closed"))
@@ -142,7 +164,7 @@ class EngineFeeder:
             row.call.fail(failure)
         self._ready.set()
 
-    async def _serve(self, engine: EngineProcess) -> None:
+    async def _serve(self, engine: RowEngine) -> None:
         """Until the engine dies, or is to end."""
         reading = asyncio.create_task(self._read(engine))
         try:
@@ -156,7 +178,7 @@ class EngineFeeder:
             reading.cancel()
         await engine.stop()
 
-    async def _read(self, engine: EngineProcess) -> None:
+    async def _read(self, engine: RowEngine) -> None:
         try:
             async for message in engine.messages():
                 for delta in message.deltas:
@@ -165,11 +187,13 @@ class EngineFeeder:
         finally:
             self._news.set()
 
-    async def _fill(self, engine: EngineProcess) -> None:
+    async def _fill(self, engine: RowEngine) -> None:
         """As many rows as may run together; what the engine refuses for now waits for its next step, in order."""
         rows: list[_Row] = []
-        while self._waiting and self._has_room(self._waiting[0]):
+        company = min(map(self._company, self._running.values()), default=AHEAD * self._spec.max_sequences)
+        while self._waiting and len(self._running) < min(company, self._company(self._waiting[0])):
             row = self._waiting.popleft()
+            company = min(company, self._company(row))
             self._running[row.request.request_id] = row
             rows.append(row)
         # All at once: an engine answers between two steps, and one by one each row would wait for a step of its own.
@@ -177,12 +201,8 @@ class EngineFeeder:
         for row, answer in reversed(list(zip(rows, answers, strict=True))):
             self._answered(row, answer)
 
-    def _has_room(self, row: _Row) -> bool:
-        """No row runs in larger company than its deaths allow."""
-        company = min(self._company(one) for one in (row, *self._running.values()))
-        return len(self._running) < company
-
     def _company(self, row: _Row) -> int:
+        """Rows that may run with it, itself included, by its deaths."""
         most = self._spec.max_sequences
         return AHEAD * most if not row.num_deaths else max(1, most // COMPANY_SHRINKS**row.num_deaths)
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from batch_jobs.batch_probe import Work, best_of, candidates, pays, probe
-from batch_jobs.batch_tuner import BatchChoice, LengthSample, choose_batch, sample_head, slice_rows
+from batch_jobs.batch_tuner import BatchChoice, LengthSample, choose_batch, sample_head, slice_rows, worthwhile_slice
 from batch_jobs.disk import full_disk_told
 from batch_jobs.generate_job import GenerateJob, PreparedJob, prepare
 from batch_jobs.input_files import InputFile, approximate_rows, file_end
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 COMMIT_INTERVAL_S = 300.0
 """The longest that finished rows wait for a file; until then they lie in the journal."""
 MIN_NO_PROGRESS_S = 600.0
+SHARED_NO_PROGRESS_S = 7 * 86_400.0
+"""Of a fleet that has nothing idle: it is asked, and answers, all the while."""
 SLICE_TIMES = 20
 """How many times longer than predicted a slice may take: the rows of a few slices share the engine's places."""
 
@@ -59,9 +61,16 @@ def run_generate(job: GenerateJob, console: Console | None = None) -> GenerateRe
         console.print(f"the former run is in {former}", highlight=False)
     refuse_foreign(job.output)
     prepared = prepare(job)
+    if prepared.variant_choice is not None:
+        console.print(f"variant {prepared.engine.spec.variant.name}: {prepared.variant_choice}", highlight=False)
     with full_disk_told(job.output):
         folder = JobFolder.open(
-            job.output, prepared.fingerprint, job.format, job.rows_per_file, lambda: _rows_of(prepared)
+            job.output,
+            prepared.fingerprint,
+            job.format,
+            job.rows_per_file,
+            lambda: _rows_of(prepared),
+            prepared.variant_choice,
         )
         try:
             note_job(job.output)
@@ -100,7 +109,7 @@ def _run(prepared: PreparedJob, folder: JobFolder, console: Console) -> Batch | 
 
 
 def _batch(prepared: PreparedJob, sample: LengthSample, num_rows: int) -> BatchChoice:
-    choice = choose_batch(prepared.engine, sample, _output_tokens(prepared.job, sample), num_rows)
+    choice = choose_batch(prepared.engine, sample, sample.output_tokens(prepared.job.max_tokens), num_rows)
     asked = prepared.job.batch_size
     if asked is None:
         return choice
@@ -110,9 +119,10 @@ def _batch(prepared: PreparedJob, sample: LengthSample, num_rows: int) -> BatchC
 def _tuned(prepared: PreparedJob, batch: Batch, rows_left: int, console: Console) -> Batch:
     """By a probe, where the job is long enough for that; on one of the hosts or GPUs that will run the rows."""
     engine, choice = prepared.engine, batch.choice
-    work = Work.of(batch.sample, _output_tokens(prepared.job, batch.sample))
+    work = Work.of(batch.sample, batch.sample.output_tokens(prepared.job.max_tokens))
     tried = candidates(choice, engine, work, rows_left)
-    if prepared.job.batch_size is not None or len(tried) < 2 or not pays(engine, work, choice, rows_left):
+    is_given = prepared.job.batch_size is not None or engine.share is not None
+    if is_given or len(tried) < 2 or not pays(engine, work, choice, rows_left):
         return batch
     import ray
 
@@ -137,7 +147,15 @@ def _generate(prepared: PreparedJob, folder: JobFolder, left: list[InputFile], b
         with quiet_ray_data(), put_up_by_signals(sign) as asked:
             sizes = _sizes(prepared, left, batch)
             results = plan(
-                left, job.columns, prepared.encoder, spec, job.sampling, sizes, folder.manifest.settings.digest, sign
+                left,
+                job.columns,
+                prepared.encoder,
+                spec,
+                job.sampling,
+                sizes,
+                folder.manifest.settings.digest,
+                sign,
+                prepared.engine.share,
             )
             _write_results(results, folder, bar)
             return not asked.is_set()
@@ -147,21 +165,19 @@ def _longest_tokens(prepared: PreparedJob, batch: Batch) -> int:
     return batch.sample.max_prompt_tokens + (batch.sample.max_output_bound or prepared.job.max_tokens)
 
 
-def _output_tokens(job: GenerateJob, sample: LengthSample) -> int:
-    """Of a row, as the job or the rows themselves bound it."""
-    return job.max_tokens if sample.mean_output_bound is None else max(1, round(sample.mean_output_bound))
-
-
 def _sizes(prepared: PreparedJob, left: list[InputFile], batch: Batch) -> PipelineSizes:
     from batch_jobs.pipeline import PipelineSizes
 
-    choice = batch.choice
+    choice, no_progress_s = batch.choice, SHARED_NO_PROGRESS_S
+    if prepared.engine.share is None:
+        no_progress_s = max(MIN_NO_PROGRESS_S, SLICE_TIMES * _longest_tokens(prepared, batch) * choice.step_s)
+    rows = worthwhile_slice(prepared.engine, choice, batch.sample, prepared.job.max_tokens)
     return PipelineSizes(
-        slice_rows=choice.slice_rows,
-        slice_bytes=round(choice.slice_rows * batch.sample.mean_row_bytes),
+        slice_rows=rows,
+        slice_bytes=round(rows * batch.sample.mean_row_bytes),
         num_engines=prepared.job.num_engines,
         num_readers=min(len(left), max(1, usable_cores() // 2)),
-        no_progress_s=max(MIN_NO_PROGRESS_S, SLICE_TIMES * _longest_tokens(prepared, batch) * choice.step_s),
+        no_progress_s=no_progress_s,
     )
 
 

@@ -5,13 +5,17 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from batch_jobs.engine_choice import EngineChoice, choose_engine
-from batch_jobs.fingerprint import Fingerprint, code_digest, files_digest
-from batch_jobs.generator import sequence_limit
-from batch_jobs.input_files import InputFile, InputFormat, find_input_files
+from batch_jobs.batch_tuner import sample_head
+from batch_jobs.engine_choice import EngineChoice
+from batch_jobs.engine_identity import engine_settings, sequence_limit
+from batch_jobs.fingerprint import Fingerprint
+from batch_jobs.input_files import InputFile, InputFormat, approximate_rows, find_input_files
+from batch_jobs.job_engines import engines_of
+from batch_jobs.job_manifest import Manifest
 from batch_jobs.openai_requests import RequestRules
 from batch_jobs.prompts import PromptEncoder
 from batch_jobs.reading import Columns, limited
+from batch_jobs.variant_choice import AUTO, VariantChoice, check_quality, choose_variant
 from batch_jobs.writing import FileFormat
 from cluster.config import FleetConfig
 from cluster.engine_spec import EngineSpec
@@ -28,7 +32,11 @@ class GenerateJob:
     output: Path
     config: FleetConfig
     variant: str | None = None
-    """None: the first of the configuration."""
+    """None: the first of the configuration, or of the fleet; variant_choice.AUTO: the cheapest of min_quality."""
+    min_quality: float = 0.0
+    """Of the variant, as cluster.slo.meets_floor has it."""
+    share_fleet: str | None = None
+    """The address of a serving fleet: what is idle there runs the rows, and no engine is started."""
     max_tokens: int = 256
     temperature: float = 0.0
     top_p: float = 1.0
@@ -59,9 +67,14 @@ class GenerateJob:
             ("engines", self.num_engines, 1, 4096),
             ("batch-size", self.batch_size, 1, 4096),
             ("rows-per-file", self.rows_per_file, 1, 2**31 - 1),
+            ("min-quality", self.min_quality, 0, 1),
         ):
             if value is not None and not least <= value <= most:
                 raise UserError(f"--{name} {value}: must lie between {least} and {most}")
+        if self.share_fleet is not None and self.num_engines != 1:
+            raise UserError(
+                f"--engines {self.num_engines}: with --share-fleet the engines are the fleet's; leave it out"
+            )
 
     @property
     def sampling(self) -> SamplingParams:
@@ -79,27 +92,54 @@ class PreparedJob:
     engine: EngineChoice
     encoder: PromptEncoder
     fingerprint: Fingerprint
+    variant_choice: str | None = None
+    """Why this variant, where none was named."""
 
     @property
     def price_per_s(self) -> float:
         """Of all engines."""
-        return self.job.num_engines * self.engine.cost_model.price_per_s
+        return self.job.num_engines * self.engine.price_per_s
 
 
 def prepare(job: GenerateJob) -> PreparedJob:
     found = find_input_files(job.inputs, split=job.split, input_format=job.input_format)
     _check_template(job, found)
     files = limited(found, job.columns, job.limit)
-    engine = choose_engine(job.config, job.variant)
-    encoder = PromptEncoder(
-        checkpoint=engine.spec.checkpoint,
-        max_prompt_tokens=sequence_limit(engine.spec) - 1,
+    engines = engines_of(job.config, job.variant, job.share_fleet)
+    choice = _chosen(job, files, engines) if job.variant == AUTO else VariantChoice(engine=engines[0])
+    engine = choice.engine
+    check_quality(engine, job.min_quality)
+    return PreparedJob(
+        job=job,
+        files=files,
+        engine=engine,
+        encoder=_encoder(job, files, engine.spec),
+        fingerprint=_fingerprint(job, files, engine),
+        variant_choice=choice.arithmetic,
+    )
+
+
+def _chosen(job: GenerateJob, files: list[InputFile], engines: list[EngineChoice]) -> VariantChoice:
+    """As the job in the output folder began, else by what its rows are like."""
+    begun = Manifest.read(job.output)
+    if begun is not None:
+        name = begun.settings.variant
+        engine = next((each for each in engines if each.spec.variant.name == name), None)
+        if engine is None:
+            raise UserError(f"{job.output}: its job began with {name}, which there is no engine of now; or --new-run")
+        return VariantChoice(engine=engine, arithmetic=begun.settings.variant_choice)
+    sample = sample_head(files, job.columns, _encoder(job, files, engines[0].spec))
+    num_rows = sum(approximate_rows(file) for file in files)
+    return choose_variant(engines, sample, sample.output_tokens(job.max_tokens), max(1, num_rows), job.min_quality)
+
+
+def _encoder(job: GenerateJob, files: list[InputFile], spec: EngineSpec) -> PromptEncoder:
+    return PromptEncoder(
+        checkpoint=spec.checkpoint,
+        max_prompt_tokens=sequence_limit(spec) - 1,
         raw=job.raw,
         system=job.system,
-        requests=_request_rules(job, files, engine.spec.variant.name),
-    )
-    return PreparedJob(
-        job=job, files=files, engine=engine, encoder=encoder, fingerprint=_fingerprint(job, files, engine.spec)
+        requests=_request_rules(job, files, spec.variant.name),
     )
 
 
@@ -115,26 +155,18 @@ def _request_rules(job: GenerateJob, files: list[InputFile], variant: str) -> Re
     return RequestRules(model=job.config.model.name, variant=variant, max_tokens=job.max_tokens, system=job.system)
 
 
-def _fingerprint(job: GenerateJob, files: list[InputFile], spec: EngineSpec) -> Fingerprint:
+def _fingerprint(job: GenerateJob, files: list[InputFile], engine: EngineChoice) -> Fingerprint:
     """How fast and in how many pieces is not in it: that may change from one run to the next."""
-    variant = {name: value for name, value in asdict(spec.variant).items() if name != "quality"}
-    weights = {name: files_digest(Path(folder)) for name, folder in _weight_folders(spec).items()}
+    share = engine.share
     return Fingerprint(
         settings={
-            "model": {"name": job.config.model.name, **weights},
-            "variant": variant,
-            "engine": {"max_context": sequence_limit(spec), "kv_dtype": spec.kv_dtype, "device": spec.device},
+            **(engine_settings(job.config.model.name, engine.spec) if share is None else share.served.settings),
             "prompt": {"raw": job.raw, "system": job.system, **asdict(job.columns)},
             "sampling": asdict(job.sampling),
             "inputs": {file.name: f"{file.kind}, {_state_of(file)}" for file in files},
             "format": job.format,
-            "code": code_digest(),
         }
     )
-
-
-def _weight_folders(spec: EngineSpec) -> dict[str, str]:
-    return {"checkpoint": spec.checkpoint} | ({"weights": spec.variant.source} if spec.variant.source else {})
 
 
 def _state_of(file: InputFile) -> str:

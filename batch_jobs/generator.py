@@ -5,12 +5,16 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import fields, replace
+from functools import partial
 from itertools import count
 
 import pyarrow as pa
 
-from batch_jobs.engine_feeder import EngineFeeder, Outcome
+from batch_jobs.engine_feeder import AHEAD, EngineFeeder, Outcome
+from batch_jobs.engine_identity import sequence_limit
+from batch_jobs.fleet_engine import FleetEngine
+from batch_jobs.fleet_share import FleetShare
 from batch_jobs.openai_requests import RowRequest
 from batch_jobs.openai_results import answer_of, refusal_of
 from batch_jobs.prompts import EncodedRow
@@ -37,14 +41,25 @@ STARTED, FINISHED = "started_s", "finished_s"
 class RowGenerator:
     """What Ray Data's actor pool runs; it is called from several threads at once, and all of them share the engine."""
 
-    def __init__(self, spec: EngineSpec, sampling: SamplingParams, fingerprint: str, stop_sign: StopSign) -> None:
+    def __init__(
+        self,
+        spec: EngineSpec,
+        sampling: SamplingParams,
+        fingerprint: str,
+        stop_sign: StopSign,
+        share: FleetShare | None = None,
+    ) -> None:
+        """`share`: of a fleet that runs the rows in the place of an engine of this actor's own."""
         self._spec = spec
         self._sampling = sampling
         self._fingerprint = fingerprint
         self._stop_sign = stop_sign
         self._codec = TextCodec(spec.checkpoint)
         self._call_numbers = count()
-        self._feeder = EngineFeeder(spec)
+        if share is None:
+            self._feeder = EngineFeeder(spec)
+        else:
+            self._feeder = EngineFeeder(spec, partial(FleetEngine.start, share, rows_ahead=AHEAD))
 
     def __call__(self, encoded: pa.Table) -> pa.Table:
         started_s = time.time()
@@ -119,11 +134,6 @@ def with_times(results: pa.Table, started_s: float, finished_s: float) -> pa.Tab
     return results
 
 
-def sequence_limit(spec: EngineSpec) -> int:
-    """Tokens that one sequence may reach, prompt and output."""
-    return min(spec.max_context, spec.kv_capacity_tokens)
-
-
 def row_seed(seed: int, row_id: str) -> int:
     """A row's own seed: equal prompts in other rows draw other tokens, and the order of rows changes nothing."""
     digest = hashlib.blake2b(row_id.encode(), key=seed.to_bytes(8, "big", signed=True), digest_size=8).digest()
@@ -132,6 +142,6 @@ def row_seed(seed: int, row_id: str) -> int:
 
 def encoded_table(rows: Iterable[EncodedRow], places: pa.ChunkedArray) -> pa.Table:
     """ENCODED_SCHEMA; `places` as in the rows' table before."""
-    fields = [schema_field for schema_field in ENCODED_SCHEMA if schema_field.name != PLACE]
-    records = [{each.name: getattr(row, each.name) for each in fields} for row in rows]
-    return pa.Table.from_pylist(records, schema=pa.schema(fields)).append_column(PLACE, places)
+    rows = list(rows)
+    columns = {each.name: [getattr(row, each.name) for row in rows] for each in fields(EncodedRow)}
+    return pa.Table.from_pydict(columns | {PLACE: places}, ENCODED_SCHEMA)

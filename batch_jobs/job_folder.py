@@ -63,10 +63,11 @@ class JobFolder:
         file_format: FileFormat,
         rows_per_file: int,
         count_rows: Callable[[], int],
+        variant_choice: str | None = None,
     ) -> JobFolder:
         """A new job's folder, or the same job's with all it has done. UserError where the folder is another's.
 
-        `count_rows` is asked of a new job only: the whole input, approximately.
+        `count_rows` is asked of a new job only: the whole input, approximately. `variant_choice` is noted of one.
         """
         refuse_foreign(path)
         num_rows = count_rows() if Manifest.read(path) is None else 0  # first: an empty input leaves no folder behind
@@ -76,7 +77,7 @@ class JobFolder:
         except OSError as error:
             raise UserError(f"{path}: cannot be written: {error.strerror}; give another folder with -o") from None
         try:
-            manifest = _manifest(path, fingerprint, num_rows)
+            manifest = _manifest(path, fingerprint, num_rows, variant_choice)
             folder = cls(
                 path=path,
                 format=file_format,
@@ -239,7 +240,7 @@ def is_running(path: Path) -> bool:
     return False
 
 
-def _manifest(path: Path, fingerprint: Fingerprint, num_rows: int) -> Manifest:
+def _manifest(path: Path, fingerprint: Fingerprint, num_rows: int, variant_choice: str | None) -> Manifest:
     manifest = Manifest.read(path)
     if manifest is None:
         settings = Settings(
@@ -248,6 +249,7 @@ def _manifest(path: Path, fingerprint: Fingerprint, num_rows: int) -> Manifest:
             fingerprint=dict(fingerprint.settings),
             num_rows=num_rows,
             started_at=_now(),
+            variant_choice=variant_choice,
         )
         return Manifest.create(path, settings)
     if manifest.settings.digest != fingerprint.digest:

@@ -28,6 +28,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     num_rows: int
     """Of the whole input, approximately."""
     started_at: str
+    variant_choice: str | None = None
+    """Why this variant, where none was named."""
+
+    @property
+    def variant(self) -> str | None:
+        """By name, as the fingerprint has it."""
+        variant = self.fingerprint.get("variant")
+        return str(variant["name"]) if isinstance(variant, dict) and "name" in variant else None
 
 
 class FileSpan(msgspec.Struct, frozen=True, kw_only=True, array_like=True):

@@ -16,6 +16,7 @@ import ray
 from ray.data import ActorPoolStrategy, DataContext, Dataset, Datasource, ReadTask, TaskPoolStrategy
 from ray.data.block import BlockMetadata
 
+from batch_jobs.fleet_share import FleetShare
 from batch_jobs.generator import RowGenerator, encoded_table
 from batch_jobs.input_files import InputFile
 from batch_jobs.prompts import PromptEncoder
@@ -97,11 +98,13 @@ def plan(
     sizes: PipelineSizes,
     fingerprint: str,
     stop_sign: StopSign,
+    share: FleetShare | None = None,
 ) -> Dataset:
     """The rows of the files as a dataset of result rows; nothing runs until it is iterated.
 
     No stage claims logical CPUs, because beside a fleet on a small host none may be left and Ray Data would wait for
-    one forever; the number of tasks is bounded instead.
+    one forever; the number of tasks is bounded instead. `share`: of a fleet that runs the rows, so that no GPU is asked
+    for here.
     """
     readers = TaskPoolStrategy(size=sizes.num_readers)
     engines = ActorPoolStrategy(
@@ -129,12 +132,13 @@ def plan(
                 "sampling": sampling,
                 "fingerprint": fingerprint,
                 "stop_sign": stop_sign,
+                "share": share,
             },
             batch_size=sizes.slice_rows,
             batch_format="pyarrow",
             compute=engines,
             num_cpus=0,
-            num_gpus=spec.num_gpus or None,
+            num_gpus=(spec.num_gpus if share is None else 0) or None,
             runtime_env={"env_vars": {"OMP_NUM_THREADS": str(spec.num_threads)}},
         )
 

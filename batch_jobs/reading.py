@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, fields, replace
 from itertools import islice
 from typing import Any
 
@@ -105,11 +105,20 @@ def limited(files: Iterable[InputFile], columns: Columns, max_rows: int | None) 
 
 def input_table(rows: Iterable[PlacedRow]) -> pa.Table:
     """INPUT_SCHEMA"""
-    return pa.Table.from_pylist([asdict(placed.row) | {PLACE: asdict(placed.place)} for placed in rows], INPUT_SCHEMA)
+    placed = list(rows)
+    columns = {each.name: [getattr(one.row, each.name) for one in placed] for each in fields(InputRow)}
+    # By columns: a third of the time of two dicts a row.
+    places = [pa.array([getattr(one.place, each.name) for one in placed], each.type) for each in PLACE_TYPE]
+    place = pa.StructArray.from_arrays(places, fields=list(PLACE_TYPE))
+    return pa.Table.from_pydict(columns | {PLACE: place}, INPUT_SCHEMA)
 
 
 def places_of(table: pa.Table) -> list[Place]:
-    return [Place(**place) for place in table[PLACE].to_pylist()]
+    columns = [column.to_pylist() for column in table[PLACE].combine_chunks().flatten()]
+    rows = zip(*columns, strict=True)
+    return [
+        Place(file=file, begin=begin, end=end, first=first, number=number) for file, begin, end, first, number in rows
+    ]
 
 
 def _requested_row(made_id: str, record: dict[str, Any], *, is_repeated: bool) -> InputRow:

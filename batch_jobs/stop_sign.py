@@ -27,12 +27,15 @@ class _Sign:
 
 
 class StopSign:
-    """Made by the driver, pickled to the tasks."""
+    """Made by the driver, pickled to the tasks. It stands on the driver's own host: the loss of any other, which a job
+    survives, would else take the sign with it, and a task that cannot see it fails."""
 
     def __init__(self) -> None:
         import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        self._actor: Any = ray.remote(num_cpus=0)(_Sign).remote()
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        self._actor: Any = ray.remote(num_cpus=0, scheduling_strategy=here)(_Sign).remote()
 
     def put_up(self) -> None:
         self._actor.put_up.remote()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -58,7 +58,9 @@ ANSWERED_SCHEMA = RESULT_SCHEMA.append(pa.field(ANSWER, pa.string()))
 
 
 def results_table(rows: Iterable[ResultRow]) -> pa.Table:
-    return pa.Table.from_pylist([asdict(row) for row in rows], schema=RESULT_SCHEMA)
+    rows = list(rows)
+    columns = {name: [getattr(row, name) for row in rows] for name in RESULT_SCHEMA.names}
+    return pa.Table.from_pydict(columns, RESULT_SCHEMA)  # by columns: half the time of a dict a row
 
 
 def tables_of(rows: pa.Table, file_format: FileFormat) -> dict[str, pa.Table]:

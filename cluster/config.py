@@ -118,6 +118,12 @@ class SloSection(Section):
     fallback: Fallback = "queue"
     deadline_s: PositiveFloat | None = None
 
+    @model_validator(mode="after")
+    def _background_without_limits(self) -> SloSection:
+        if self.objective == "background" and (self.ttft_ms is not None or self.tpot_ms is not None):
+            raise ValueError("a background objective is promised no latency; leave ttft_ms and tpot_ms out")
+        return self
+
     def named(self, name: str) -> SloLimits:
         return SloLimits(name=name, **self.model_dump())
 
@@ -200,6 +206,12 @@ class HttpSection(Section):
     """None: the context is the limit."""
 
     @property
+    def url(self) -> str:
+        """For a client on this host."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
+        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+
+    @property
     def is_loopback(self) -> bool:
         try:
             return ip_address(self.host).is_loopback
@@ -211,6 +223,41 @@ class AuthSection(Section):
     keys_file: str | None = None
     max_concurrent_requests: Positive = 64
     """Per key; without keys, per server."""
+    max_background_requests: Positive = 512
+    """The same, of requests of a background objective, which the other limit does not count."""
+
+
+class BatchesSection(Section):
+    """OpenAI's Batch API."""
+
+    folder: str = "auto"
+    """Of files, batches and their results, on a disk that all ingresses share; auto: the model's in the cache folder.
+    One fleet at a time runs what is in it."""
+    max_file_bytes: Positive = 200 * 2**20
+    max_stored_bytes: Positive = 10 * 2**30
+    """Of one key's files together."""
+    max_requests: Positive = 50_000
+    """Of one batch."""
+    keep_days: Positive = 30
+    """Files without an expiry of their own, results, and batches that are over."""
+    max_running: Positive = 1
+    """Batches at once; others wait."""
+    variant: str | None = None
+    """Of batches whose requests name the model alone; None: the first of the configuration."""
+
+    @field_validator("folder")
+    @classmethod
+    def _folder_from_anywhere(cls, folder: str) -> str:
+        """By its whole path: the processes of a fleet work in folders of their own."""
+        return folder if folder == "auto" else str(Path(folder).expanduser().resolve())
+
+
+class MetricsSection(Section):
+    enabled: bool = True
+    """Recorded for Prometheus; docs/metrics.md has the list."""
+    port: Annotated[int, Field(ge=0, le=65535)] = 0
+    """On this host, of a Ray that `serve` starts; 0 is any that is free, and told at the start. A Ray that is joined
+    has its own."""
 
 
 class FleetConfig(Section):
@@ -226,6 +273,8 @@ class FleetConfig(Section):
     autoscaling: AutoscalingSection = AutoscalingSection()
     http: HttpSection = HttpSection()
     auth: AuthSection = AuthSection()
+    batches: BatchesSection = BatchesSection()
+    metrics: MetricsSection = MetricsSection()
 
     @classmethod
     def load(cls, path: str | Path | None = None) -> FleetConfig:
@@ -265,6 +314,13 @@ class FleetConfig(Section):
             raise ValueError(
                 f"default_class: no class {self.default_class!r}; {did_you_mean(self.default_class, self.slo_sections)}"
             )
+        variant = self.batches.variant
+        if variant is not None and variant not in self.variant_sections:
+            raise ValueError(f"batches.variant: no variant {variant!r}; {did_you_mean(variant, self.variant_sections)}")
+        if self.slo_classes[self.default_class].is_background:
+            raise ValueError(
+                f"default_class: {self.default_class!r} is of a background objective, and most requests name no class"
+            )
         for name in self.autoscaling.replicas:
             if name not in self.variant_sections:
                 raise ValueError(
@@ -289,6 +345,11 @@ class FleetConfig(Section):
     @property
     def slo_classes(self) -> dict[str, SloLimits]:
         return {name: section.named(name) for name, section in self.slo_sections.items()}
+
+    @property
+    def online_classes(self) -> dict[str, SloLimits]:
+        """All but those of a background objective, for whom no fleet is sized."""
+        return {name: limits for name, limits in self.slo_classes.items() if not limits.is_background}
 
     @property
     def slo(self) -> SloClasses:

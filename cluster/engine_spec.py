@@ -29,6 +29,8 @@ class EngineSpec:
     """Sequences running at once; the others wait."""
     max_waiting: int = 256
     """Requests admitted beyond the running ones; past it the answer is a refusal."""
+    background_step_s: float | None = None
+    """The longest a step may be predicted to take with background work in it: a request that comes waits for it."""
     num_threads: int = 1
     device: Literal["cpu", "cuda"] = "cpu"
     prefix_caching: bool = True

@@ -18,7 +18,8 @@ class Load:
     measured_at_s: float
     kv_tokens_capacity: int
     kv_tokens_used: int
-    """Slots of blocks held by live sequences; a block of 16 counts 16."""
+    """Slots of blocks held by live sequences; a block of 16 counts 16. Where background sequences run, too, one that is
+    held by several counts as often, up to the blocks that are held at all."""
     kv_tokens_cached: int = 0
     """Slots of blocks that no sequence holds but whose contents the prefix cache can still give; they are free."""
     decode_sequences: int = 0
@@ -34,6 +35,12 @@ class Load:
     throughput_waiting: int = 0
     throughput_prefill_tokens: int = 0
     throughput_promised_tokens: int = 0
+    background_sequences: int = 0
+    """Running: of a background objective, as the further three. In no other figure but the counts since the start,
+    because whoever comes takes their steps, places and blocks."""
+    background_waiting: int = 0
+    background_prefill_tokens: int = 0
+    background_kv_tokens: int = 0
     prefill_tokens_per_s: float = 0.0
     decode_tokens_per_s: float = 0.0
     step_time_ratio: float = 1.0

@@ -54,6 +54,6 @@ class Overtaking:
         less[PROMISED, place] = behind.promised_tokens
         less[PREFILL, place] = behind.prefill_tokens
         # As many give up their place, or go on waiting, as there are too many: a batch is full, and has room for it.
-        waiting = load.waiting_requests + self._num_ingresses * len(view.unseen)
+        waiting = load.waiting_requests + self._num_ingresses * len(view.online_since())
         surplus = max(0, load.decode_sequences + waiting + 1 - self._max_sequences)
         less[WAITING, place] = min(behind.sequences + behind.waiting, surplus)

@@ -89,8 +89,11 @@ class ReplicaView:
         return min(self._promises, default=None)
 
     def backlog(self, *, fresh: bool, num_ingresses: int) -> Backlog:
-        """The Load and the dispatches since, as many again from each other ingress; of a stale Load no rates."""
-        since = [self.live[name] for name in self.unseen]
+        """The Load and the dispatches since, as many again from each other ingress; of a stale Load no rates.
+
+        Without background requests, as a Load is: they give way.
+        """
+        since = self.online_since()
         prompts = num_ingresses * sum(dispatch.prompt_tokens for dispatch in since)
         outputs = num_ingresses * sum(dispatch.max_tokens for dispatch in since)
         load = self.load
@@ -104,6 +107,16 @@ class ReplicaView:
             prefill_tokens_per_s=load.prefill_tokens_per_s if fresh else 0.0,
             step_time_ratio=self._ratio() if fresh else 1.0,
         )
+
+    def online_since(self) -> list[Dispatch]:
+        """Those that no Load can have counted, but for background ones."""
+        since = (self.live[name] for name in self.unseen)
+        return [dispatch for dispatch in since if dispatch.objective != "background"]
+
+    def background_requests(self, num_ingresses: int) -> int:
+        """Running and waiting, to this router's knowledge."""
+        since = sum(self.live[name].objective == "background" for name in self.unseen)
+        return self.load.background_sequences + self.load.background_waiting + num_ingresses * since
 
     @property
     def has_throughput(self) -> bool:

@@ -55,6 +55,8 @@ class GenerationRequest:
     priority: int = 0
     """The client's own; the smaller runs first, as cluster.rank has it."""
     objective: Objective = "latency"
+    tpot_ms: float | None = None
+    """Its limit, within which an engine may put background work beside it."""
     deadline_s: float | None = None
     """After its arrival in the engine, since clocks of hosts differ; below 0 where it is late already."""
 

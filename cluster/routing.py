@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from cluster.assessment import Assessment, Candidate, predict_for, wanted
 from cluster.assessment import RouteQuery as RouteQuery
+from cluster.background import place_background
 from cluster.choice import Choice as Choice
 from cluster.choice import Refusal as Refusal
 from cluster.choice import choice_of
@@ -130,6 +131,9 @@ class SloRouter:
         if not np.count_nonzero(eligible) and np.count_nonzero(ready):
             return self._blind(query, [table.views[place] for place in np.flatnonzero(ready).tolist()])
         limits, objective = self.limits, query.slo.objective
+        if query.slo.is_background:
+            views = [table.views[place] for place in np.flatnonzero(eligible).tolist()]
+            return place_background(query, views, self.models, limits, self.num_ingresses, self._ties)
         most = most_requests(objective, max_sequences=limits.max_sequences, max_waiting=limits.max_waiting)
         able = eligible & table.has_room(most)
         backlogs = table.backlogs(now_s - PRIOR_AFTER_PERIODS * self.load_period_s)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from cluster.errors import UserError, did_you_mean
 
-Objective = Literal["latency", "throughput"]
+Objective = Literal["latency", "throughput", "background"]
 Fallback = Literal["degrade", "queue", "reject"]
 
+BACKGROUND_TTFT_SHARE = 0.2
+"""Of the tightest TTFT limit; half of it on average, and only of those that come while nothing else runs."""
 REQUEST_KEYS = ("ttft_ms", "tpot_ms", "min_quality", "objective")
 """What a request may say in a `slo` of its own; fallback and deadline are the operator's."""
 
@@ -29,12 +31,21 @@ class SloLimits:
     deadline_s: float | None = None
     """How long `queue` may wait before the request is refused."""
 
+    @property
+    def is_background(self) -> bool:
+        """Whether it runs on what the others leave, and so is promised nothing and asks for no replica."""
+        return self.objective == "background"
+
     def met_by(self, outcome: Outcome) -> bool:
         return (
             _within(outcome.ttft_ms, self.ttft_ms)
             and _within(outcome.tpot_ms, self.tpot_ms)
             and meets_floor(outcome.quality, self.min_quality)
         )
+
+
+BACKGROUND = SloLimits(name="background", objective="background", fallback="reject")
+"""The built-in class of work that only uses what is idle; fleet.yaml may have one of that name instead."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +55,12 @@ class Outcome:
     ttft_ms: float
     tpot_ms: float | None
     quality: float | None
+
+
+def background_step_s(classes: Iterable[SloLimits]) -> float | None:
+    """The longest that a step of background work may be: what a request that comes meanwhile waits for it."""
+    limits_ms = [limits.ttft_ms for limits in classes if limits.ttft_ms is not None]
+    return BACKGROUND_TTFT_SHARE * min(limits_ms) / 1e3 if limits_ms else None
 
 
 def meets_floor(quality: float | None, floor: float) -> bool:
@@ -63,9 +80,10 @@ class SloClasses:
         if wish is None:
             return self.classes[self.default]
         if isinstance(wish, str):
-            if wish not in self.classes:
-                raise UserError(f"slo: no class {wish!r}; {did_you_mean(wish, self.classes)}")
-            return self.classes[wish]
+            known = {**self.classes, BACKGROUND.name: self.classes.get(BACKGROUND.name, BACKGROUND)}
+            if wish not in known:
+                raise UserError(f"slo: no class {wish!r}; {did_you_mean(wish, known)}")
+            return known[wish]
         if not isinstance(wish, Mapping):
             raise UserError(f"slo: {wish!r} is neither a class name nor an object of {', '.join(REQUEST_KEYS)}")
         return limits_of_request(wish, self.classes[self.default])
@@ -77,16 +95,21 @@ def limits_of_request(wish: Mapping[str, Any], default: SloLimits) -> SloLimits:
         if key not in REQUEST_KEYS:
             raise UserError(f"slo.{key}: not a limit; {did_you_mean(str(key), REQUEST_KEYS)}")
     objective = wish.get("objective", "latency")
-    if objective not in ("latency", "throughput"):
-        raise UserError(f"slo.objective: {objective!r} is neither latency nor throughput")
+    if objective not in get_args(Objective):
+        raise UserError(f"slo.objective: {objective!r} is none of {', '.join(get_args(Objective))}")
     floor = _number(wish, "min_quality")
     if floor is not None and not 0 <= floor <= 1:
         raise UserError(f"slo.min_quality: {floor:g} is not between 0 and 1; bf16 is 1")
+    ttft_ms, tpot_ms = _limit(wish, "ttft_ms"), _limit(wish, "tpot_ms")
+    if objective == "background":
+        if ttft_ms is not None or tpot_ms is not None:
+            raise UserError("slo.objective: background is promised no latency; leave ttft_ms and tpot_ms out")
+        default = replace(BACKGROUND, min_quality=default.min_quality)
     return replace(
         default,
         name="request",
-        ttft_ms=_limit(wish, "ttft_ms"),
-        tpot_ms=_limit(wish, "tpot_ms"),
+        ttft_ms=ttft_ms,
+        tpot_ms=tpot_ms,
         objective=objective,
         min_quality=default.min_quality if floor is None else floor,
     )

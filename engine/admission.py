@@ -20,8 +20,12 @@ class Refusal:
 
 def refusal(load: Load, request: GenerationRequest, *, num_requests: int, max_requests: int) -> Refusal | None:
     """None to admit. An engine with nothing to do admits whatever fits its cache; `max_requests` as
-    cluster.waiting_room.most_requests has it for this one."""
-    prompt_tokens, waiting_tokens = len(request.prompt_token_ids), load.waiting_prefill_tokens
+    cluster.waiting_room.most_requests has it for it, `num_requests` of background ones or of the
+    others, as it is one.
+    """
+    is_background = request.objective == "background"
+    prompt_tokens = len(request.prompt_token_ids)
+    waiting_tokens = load.background_prefill_tokens if is_background else load.waiting_prefill_tokens
     limit = most_waiting_tokens(request.objective, load.kv_tokens_capacity)
     if num_requests >= max_requests:
         reason = f"{num_requests} requests run or wait already, the limit is {max_requests}"

@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import inf
 from typing import Protocol
 
 import psutil
@@ -19,9 +20,10 @@ from cluster.profile import StepShape
 from cluster.request import GenerationRequest, TokenDelta, Verdict
 from cluster.waiting_room import most_requests
 from engine.admission import refusal
+from engine.background_room import BackgroundRoom
 from engine.kv_cache import BlockPool
 from engine.live_request import LiveRequest
-from engine.queue_load import queue_load
+from engine.queue_load import queue_load, with_waiting
 from engine.scheduler import Scheduler
 from engine.sequence import ChunkResult, ScheduledChunk, Sequence
 from engine.step_meter import StepMeter, step_shape
@@ -45,6 +47,8 @@ Results = Callable[[], list[ChunkResult]]
 class LaunchedStep:
     chunks: list[ScheduledChunk]
     shape: StepShape
+    online: StepShape
+    """Without the background work in it."""
     started_s: float
     results: Results
 
@@ -95,11 +99,17 @@ class Engine:
             token_budget=spec.token_budget,
             max_sequences=spec.max_sequences,
             prefix_caching=spec.prefix_caching,
+            background=BackgroundRoom(
+                predict_step_s=self._expected_step_s if predict_step_s else None,
+                alone_s=inf if spec.background_step_s is None else spec.background_step_s,
+            ),
         )
         self._live: dict[str, LiveRequest] = {}
         self._launched: deque[LaunchedStep] = deque()
         self._read_s = 0.0
         self._aborted: list[TokenDelta] = []
+        self._load: Load | None = None
+        """As it is now; None once anything but an arrival has changed it."""
         self._num_arrivals = 0
         self._failed_steps = 0
         self._meter = StepMeter()
@@ -111,11 +121,13 @@ class Engine:
 
     def add(self, request: GenerationRequest) -> Verdict:
         self._check(request)
-        load = self.load()
+        load = self._load or self.load()
         limit = most_requests(
             request.objective, max_sequences=self._spec.max_sequences, max_waiting=self._spec.max_waiting
         )
-        refused = refusal(load, request, num_requests=len(self._live), max_requests=limit)
+        num_background = load.background_sequences + load.background_waiting
+        num_alike = num_background if request.objective == "background" else len(self._live) - num_background
+        refused = refusal(load, request, num_requests=num_alike, max_requests=limit)
         if refused:
             return Verdict(admitted=False, reason=refused.reason, load=load, retry_after_s=refused.retry_after_s)
         sampling = request.sampling
@@ -132,7 +144,8 @@ class Engine:
         detokenizer = StreamDetokenizer.for_request(self._text, sampling) if self._text and sampling.stop else None
         self._live[request.request_id] = LiveRequest(sequence=sequence, detokenizer=detokenizer)
         self._scheduler.add(sequence)
-        return Verdict(admitted=True, reason="admitted", load=self.load())
+        self._load = with_waiting(load, sequence, self._pool, measured_at_s=time.time())
+        return Verdict(admitted=True, reason="admitted", load=self._load)
 
     def abort(self, request_id: str) -> None:
         live = self._live.get(request_id)
@@ -142,12 +155,14 @@ class Engine:
 
     def step(self) -> list[TokenDelta]:
         """Schedule, launch, and say what each sequence got: with lookahead, of the step before, while this one runs."""
-        deltas, self._aborted = self._aborted, []
+        deltas, self._aborted, self._load = self._aborted, [], None
         chunks = self._scheduler.schedule()
         if chunks:
             shape, started_s = step_shape(chunks), time.perf_counter()
+            online = step_shape([chunk for chunk in chunks if not chunk.sequence.is_background])
             results = self._launch(chunks)
-            self._launched.append(LaunchedStep(chunks=chunks, shape=shape, started_s=started_s, results=results))
+            step = LaunchedStep(chunks=chunks, shape=shape, online=online, started_s=started_s, results=results)
+            self._launched.append(step)
             for chunk in chunks:
                 self._scheduler.advance(chunk)
         while len(self._launched) > (self._runner.lookahead if chunks else 0):
@@ -166,7 +181,11 @@ class Engine:
         step_s = now_s - max(step.started_s, self._read_s)
         self._read_s = now_s
         predicted_s = self._predict_step_s(step.shape) if self._predict_step_s else None
-        self._meter.record(step.shape, step_s=step_s, predicted_s=predicted_s, now_s=now_s)
+        self._meter.record(step.online, step_s=step_s, predicted_s=predicted_s, now_s=now_s)
+
+    def _expected_step_s(self, shape: StepShape) -> float:
+        assert self._predict_step_s is not None, "given to the scheduler only with it"
+        return self._predict_step_s(shape) * self._meter.step_time_ratio.value
 
     def load(self) -> Load:
         now_s = time.perf_counter()
@@ -243,12 +262,15 @@ class Engine:
         delta = live.take(chunk, result, self._runner.eos_token_ids)
         self._scheduler.publish(chunk)
         if delta is not None:
+            if live.sequence.first_token_s is None:
+                live.sequence.first_token_s = time.monotonic()
             self._meter.generated_tokens += 1
             if delta.finish_reason is not None:
                 self._remove(live)
         return delta
 
     def _remove(self, live: LiveRequest) -> None:
+        self._load = None
         self._scheduler.remove(live.sequence)
         del self._live[live.sequence.request.request_id]
 

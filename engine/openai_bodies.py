@@ -176,7 +176,9 @@ class CompletionBody(GenerationBody):
 
     prompt: Prompts
     echo: bool | None = False
-    logprobs: Annotated[int, Field(ge=0, le=MAX_COMPLETION_LOGPROBS)] | None = None
+    logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
+    return_token_ids: bool = False
+    """vLLM's name. Then logprobs may be as many as a chat's, and come by token id too: `token_logprobs`."""
     best_of: Annotated[int, Field(ge=1)] | None = None
     suffix: Refused = None
     response_format: TextFormat = None
@@ -187,6 +189,8 @@ class CompletionBody(GenerationBody):
 
     @model_validator(mode="after")
     def _choices(self) -> CompletionBody:
+        if (self.logprobs or 0) > MAX_COMPLETION_LOGPROBS and not self.return_token_ids:
+            raise ValueError(f"'logprobs' is {self.logprobs}, at most {MAX_COMPLETION_LOGPROBS}")
         if self.best_of is not None and self.best_of != self.n:
             raise ValueError("'best_of' other than n is not supported yet")
         if len(self.prompt) * self.n > MAX_CHOICES:

@@ -46,6 +46,10 @@ class EngineDied(Exception):  # noqa: N818  (it names what happened, and the cal
     """The engine process could not start, or ended by itself."""
 
 
+class EngineFailed(EngineDied):
+    """It has said why: started again it would most likely say it again. A kill says nothing."""
+
+
 class EngineProcess:
     """One engine process and its single reader.
 
@@ -65,6 +69,7 @@ class EngineProcess:
         self._ended = asyncio.Event()
         self._stopping = False
         self._failure: str | None = None
+        self._has_explained = False
         self._tasks = {asyncio.create_task(self._connect(sock))}
 
     @classmethod
@@ -170,7 +175,7 @@ class EngineProcess:
                 self.load = load
                 self._started.set()
             case Failed(reason=reason):
-                self._failure = reason
+                self._failure, self._has_explained = reason, True
 
     def _answer(self, request_id: str, answer: Answer) -> None:
         waiter = self._answers.get(request_id)
@@ -203,7 +208,8 @@ class EngineProcess:
                 waiter.set_exception(self._death())
 
     def _death(self) -> EngineDied:
-        return EngineDied(self._failure or f"the engine process {self.pid} has ended")
+        kind = EngineFailed if self._has_explained else EngineDied
+        return kind(self._failure or f"the engine process {self.pid} has ended")
 
 
 class _Receiver(asyncio.Protocol):

@@ -65,13 +65,17 @@ class Channel:
         return [decode_for_child(payload) for payload in self._frames.feed(data)]
 
     def send(self, message: ToParent) -> None:
-        """A step's message waits for the socket, so that it can be joined with later ones; the others do not."""
+        self.queue(message)
+        self.flush()
+
+    def queue(self, message: ToParent) -> None:
+        """For the next flush. A step's message waits for the socket, so that it can be joined with later ones; the
+        others do not."""
         if isinstance(message, StepMessage):
             self._deltas.add(message.deltas)
             self._step = message
         else:
             self._unsent += frame(message)
-        self.flush()
 
     def flush(self) -> None:
         while self._unsent or self._step is not None:
@@ -106,6 +110,7 @@ class EngineLoop:
             messages = self._channel.receive(0.0 if self._engine.has_work else HEARTBEAT_S)
             for message in messages:
                 self._handle(message)
+            self._channel.flush()  # the answers to all of them in one write: a batch job sends a hundred at once
             if self._engine.has_work:
                 deltas = self._engine.step()
                 self._channel.send(StepMessage(deltas=deltas, load=self._engine.load()))
@@ -119,7 +124,7 @@ class EngineLoop:
                     answer = Answer(request_id=request.request_id, verdict=self._engine.add(request))
                 except ValueError as error:
                     answer = Answer(request_id=request.request_id, invalid=str(error))
-                self._channel.send(answer)
+                self._channel.queue(answer)
             case Abort(request_id=request_id):
                 self._engine.abort(request_id)
             case Stop():

@@ -2,27 +2,46 @@
 
 A sequence takes the blocks of all its tokens when it is admitted and one more whenever a decode fills the last. When
 blocks or places run out, the sequence of the largest rank (cluster/rank.py) gives up its own and waits again, keeping
-its output; nothing is ever preempted for a sequence of larger rank, so the smallest rank always advances.
+its output; nothing is ever preempted for a sequence of larger rank, so the smallest rank always advances. Background
+sequences come into a step as far as engine/background_room.py has room for them; else they stay as they are.
 """
 
 from __future__ import annotations
 
-from bisect import insort
+import time
+from bisect import bisect_left, insort
+from collections.abc import Callable
 from heapq import merge
 
 from cluster.rank import Rank
+from engine.background_room import PROMPT_TOKENS, BackgroundRoom
 from engine.kv_cache import BlockPool, extend_block_hashes
 from engine.sequence import ScheduledChunk, Sequence
+from engine.step_meter import step_shape
 
 
 def _rank(sequence: Sequence) -> Rank:
     return sequence.rank
 
 
+def num_online(sequences: list[Sequence]) -> int:
+    """In order of rank: those after them are background work."""
+    return bisect_left(sequences, (True,), key=_rank)
+
+
 class Scheduler:
     """The waiting and the running, both in order of rank, and the chunks of each step under one token budget."""
 
-    def __init__(self, pool: BlockPool, *, token_budget: int, max_sequences: int, prefix_caching: bool = True) -> None:
+    def __init__(
+        self,
+        pool: BlockPool,
+        *,
+        token_budget: int,
+        max_sequences: int,
+        prefix_caching: bool = True,
+        background: BackgroundRoom | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         if token_budget < 1 or max_sequences < 1:
             raise ValueError(f"token_budget {token_budget} and max_sequences {max_sequences} must be at least 1")
         self.pool = pool
@@ -33,6 +52,8 @@ class Scheduler:
         self._token_budget = token_budget
         self._max_sequences = max_sequences
         self._prefix_caching = prefix_caching
+        self._background = background or BackgroundRoom()
+        self._clock = clock
         self._free_slots = list(range(max_sequences - 1, -1, -1))
 
     def add(self, sequence: Sequence) -> None:
@@ -41,19 +62,9 @@ class Scheduler:
     def schedule(self) -> list[ScheduledChunk]:
         """The decodes first, then chunks of prompts, each in order of rank, until the budget is spent."""
         chunks: dict[int, ScheduledChunk] = {}
-        self._schedule_decodes(chunks)
-        half_done = [sequence for sequence in self.running if sequence.num_uncomputed_tokens > 1]
-        head_fits = True
-        for sequence in merge(half_done, list(self.waiting), key=_rank):
-            budget = self._token_budget - sum(chunk.num_tokens for chunk in chunks.values())
-            if budget <= 0:
-                break
-            if not sequence.block_table:
-                # Nobody overtakes a waiting sequence that does not fit, or a long prompt would wait for ever.
-                head_fits = head_fits and self._admit(sequence, chunks)
-            if sequence.block_table:
-                num_tokens = min(budget, sequence.num_uncomputed_tokens)
-                chunks[sequence.arrival] = ScheduledChunk.of(sequence, num_tokens)
+        self._schedule_decodes(self.running[: num_online(self.running)], chunks)
+        self._schedule_prompts(chunks)
+        self._schedule_background(chunks)
         return list(chunks.values())
 
     def advance(self, chunk: ScheduledChunk) -> None:
@@ -80,13 +91,69 @@ class Scheduler:
         else:
             self.waiting.remove(sequence)
 
-    def _schedule_decodes(self, chunks: dict[int, ScheduledChunk]) -> None:
+    def _budget_left(self, chunks: dict[int, ScheduledChunk]) -> int:
+        return self._token_budget - sum(chunk.num_tokens for chunk in chunks.values())
+
+    def _schedule_decodes(self, sequences: list[Sequence], chunks: dict[int, ScheduledChunk]) -> None:
         """They fit the budget: a sequence comes to decode by a chunk that the others' decodes left room for."""
-        decoding = [sequence for sequence in self.running if sequence.num_uncomputed_tokens == 1]
+        decoding = [sequence for sequence in sequences if sequence.num_uncomputed_tokens == 1]
         for sequence in decoding:
             # One whose last token is drawn, only not read yet, has nothing more to compute.
             if sequence.block_table and not sequence.is_full and self._grow(sequence, chunks):
                 chunks[sequence.arrival] = ScheduledChunk.of(sequence, 1)
+
+    def _schedule_prompts(self, chunks: dict[int, ScheduledChunk]) -> None:
+        online = self.running[: num_online(self.running)]
+        half_done = [sequence for sequence in online if sequence.num_uncomputed_tokens > 1]
+        head_fits, budget, num_preemptions = True, self._budget_left(chunks), self.num_preemptions
+        for sequence in merge(half_done, self.waiting[: num_online(self.waiting)], key=_rank):
+            if self.num_preemptions > num_preemptions:
+                budget, num_preemptions = self._budget_left(chunks), self.num_preemptions
+            if budget <= 0:
+                break
+            if not sequence.block_table:
+                # Nobody overtakes a waiting sequence that does not fit, or a long prompt would wait for ever.
+                head_fits = head_fits and self._admit(sequence, chunks)
+            if sequence.block_table:
+                num_tokens = min(budget, sequence.num_uncomputed_tokens)
+                chunks[sequence.arrival] = ScheduledChunk.of(sequence, num_tokens)
+                budget -= num_tokens
+
+    def _schedule_background(self, chunks: dict[int, ScheduledChunk]) -> None:
+        """Decodes and then prompts, as far as the step stays within what the online requests leave of it."""
+        first, first_waiting = num_online(self.running), num_online(self.waiting)
+        online, background = self.running[:first], self.running[first:]
+        is_any = background or len(self.waiting) > first_waiting
+        if not is_any or first_waiting or any(sequence.num_uncomputed_tokens > 1 for sequence in online):
+            return
+        # An online sequence that is through but for the reading of its last token takes no step any more.
+        limit_s = self._background.limit_s((each for each in online if not each.is_full), self._clock())
+        decoding = [each for each in background if each.num_uncomputed_tokens == 1 and not each.is_full]
+        decoding = decoding[: self._budget_left(chunks)]
+        fitting = self._background.decodes(step_shape(list(chunks.values())), decoding, limit_s) if limit_s > 0 else 0
+        if not online and not chunks:
+            fitting = max(1, fitting)
+        self._schedule_decodes(decoding[:fitting], chunks)
+        if limit_s > 0 and fitting >= len(decoding):
+            self._schedule_background_prompts(chunks, limit_s)
+
+    def _schedule_background_prompts(self, chunks: dict[int, ScheduledChunk], limit_s: float) -> None:
+        half_done = [each for each in self.running if each.is_background and each.num_uncomputed_tokens > 1]
+        for sequence in merge(half_done, self.waiting[num_online(self.waiting) :], key=_rank):
+            left, shape = (
+                min(self._budget_left(chunks), sequence.num_uncomputed_tokens),
+                step_shape(list(chunks.values())),
+            )
+            least = min(left, PROMPT_TOKENS)
+            has_room = not chunks or self._background.prompt_tokens(shape, 0, least, limit_s) > 0
+            if left <= 0 or not has_room or not (sequence.block_table or self._admit(sequence, chunks)):
+                return
+            start, left = sequence.num_computed_tokens, min(left, sequence.num_uncomputed_tokens)
+            num_tokens = self._background.prompt_tokens(shape, start, left, limit_s)
+            num_tokens = num_tokens or (0 if chunks else min(left, PROMPT_TOKENS))
+            if num_tokens == 0:
+                return
+            chunks[sequence.arrival] = ScheduledChunk.of(sequence, num_tokens)
 
     def _grow(self, sequence: Sequence, chunks: dict[int, ScheduledChunk]) -> bool:
         """One more block where the last is full; False when the sequence itself had to give way."""

@@ -37,6 +37,8 @@ class Sequence:
     num_cached_tokens: int = 0
     """Prompt tokens that the prefix cache gave at the first admission."""
     num_preemptions: int = 0
+    first_token_s: float | None = None
+    """When its first token was read, by the engine's clock."""
     block_hashes: list[bytes] = field(default_factory=list)
     """Chained hashes of the leading full blocks of `token_ids`, as far as they have been needed."""
 
@@ -49,6 +51,10 @@ class Sequence:
             arrived_s=self.arrived_s,
             number=self.arrival,
         )
+
+    @property
+    def is_background(self) -> bool:
+        return self.rank[0]
 
     @property
     def num_output_tokens(self) -> int:

@@ -32,6 +32,7 @@ class StepMeter:
         self.step_time_ratio = SmoothedRatio()
 
     def record(self, shape: StepShape, *, step_s: float, predicted_s: float | None, now_s: float) -> None:
+        """`shape` of the online requests, whom the rates are of; the times of the whole step."""
         self.prefill_rate.record(shape.prefill_tokens, now_s)
         self.decode_rate.record(shape.decode_sequences, now_s)
         if predicted_s:

@@ -6,8 +6,10 @@ import time
 from collections.abc import AsyncIterator
 from typing import Any
 
+from cluster.choice import Choice
 from cluster.slo import Outcome
 from serve_app.dispatch import Reply
+from serve_app.errors import ApiError
 from serve_app.output import Output, Piece, usage
 
 
@@ -22,10 +24,25 @@ class Answer:
         self._num_choices = num_choices
         self._arrived_s = arrived_s
         self._first_s = self._last_s = time.monotonic()
+        self.is_broken = False
+        """Its replica was lost before its end."""
 
     @property
     def variant(self) -> str:
         return self._reply.choice.variant
+
+    @property
+    def choice(self) -> Choice:
+        return self._reply.choice
+
+    @property
+    def ttft_ms(self) -> float:
+        return (self._first_s - self._arrived_s) * 1e3
+
+    @property
+    def duration_s(self) -> float:
+        """From the arrival to the newest token."""
+        return self._last_s - self._arrived_s
 
     @property
     def is_complete(self) -> bool:
@@ -59,9 +76,13 @@ class Answer:
 
     async def pieces(self) -> AsyncIterator[Piece]:
         """ApiError where the replica is lost."""
-        async for index, delta in self._reply.deltas():
-            self._last_s = time.monotonic()
-            yield self._outputs[index].push(delta)
+        try:
+            async for index, delta in self._reply.deltas():
+                self._last_s = time.monotonic()
+                yield self._outputs[index].push(delta)
+        except ApiError:
+            self.is_broken = True
+            raise
 
     async def whole(self) -> list[list[Piece]]:
         """All pieces of each sequence."""
@@ -77,4 +98,4 @@ class Answer:
         """When every piece has come. TPOT is the longest sequence's: its tokens came over the whole time."""
         longest = max(output.completion_tokens for output in self._outputs)
         tpot_ms = (self._last_s - self._first_s) * 1e3 / (longest - 1) if longest > 1 else None
-        return Outcome(ttft_ms=(self._first_s - self._arrived_s) * 1e3, tpot_ms=tpot_ms, quality=quality)
+        return Outcome(ttft_ms=self.ttft_ms, tpot_ms=tpot_ms, quality=quality)

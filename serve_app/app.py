@@ -12,8 +12,10 @@ from ray.serve.schema import LoggingConfig
 
 from autoscaling.policy import INGRESS
 from cluster.config import FleetConfig
+from serve_app.batches.job_key import new_job_key
 from serve_app.blueprint import Blueprint, VariantPlan
 from serve_app.ingress import NUM_INGRESSES, ingress_class
+from serve_app.metrics.meter import meter_of
 from serve_app.replica import Replica
 from serve_app.replica_pin import ReplicaPin
 
@@ -53,7 +55,7 @@ def application(blueprint: Blueprint) -> serve.Application:
         ray_actor_options={"num_cpus": 0},
         logging_config=LoggingConfig(enable_access_log=False),
     )
-    return ingress.bind(blueprint, replicas)
+    return ingress.bind(blueprint, replicas, new_job_key())
 
 
 def _variant(blueprint: Blueprint, name: str, plan: VariantPlan) -> serve.Application:
@@ -72,7 +74,7 @@ def _variant(blueprint: Blueprint, name: str, plan: VariantPlan) -> serve.Applic
         request_router_config=RequestRouterConfig(request_router_class=ReplicaPin),
         logging_config=LoggingConfig(enable_access_log=False),
     )
-    return deployment.bind(plan.spec)
+    return deployment.bind(plan.spec, meter_of(blueprint.config))
 
 
 def _scale(blueprint: Blueprint, least: int, most: int) -> dict[str, Any]:

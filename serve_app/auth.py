@@ -120,8 +120,10 @@ class KeyFileGuard:
 class ConcurrencyLimit:
     """At most `limit` requests of a caller at once, in this ingress process."""
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, key: str = "auth.max_concurrent_requests") -> None:
+        """`key` of fleet.yaml says it."""
         self._limit = limit
+        self._key = key
         self._in_flight: Counter[str] = Counter()
 
     @property
@@ -130,7 +132,7 @@ class ConcurrencyLimit:
 
     def enter(self, caller: str) -> None:
         if self._in_flight[caller] >= self._limit:
-            raise too_many_requests(self._limit)
+            raise too_many_requests(self._limit, self._key)
         self._in_flight[caller] += 1
 
     def leave(self, caller: str) -> None:

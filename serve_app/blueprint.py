@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from autoscaling.planner import allot, patterns
+from batch_jobs.engine_identity import ServedVariant, served_variant
 from cluster.accelerators import Accelerator, accelerator_named
 from cluster.config import FleetConfig
 from cluster.cost_model import CostModel, StepShape
@@ -17,8 +18,10 @@ from cluster.errors import UserError
 from cluster.model_shape import ModelShape
 from cluster.prediction import ReplicaLimits
 from cluster.profile import Profile
+from cluster.slo import background_step_s
 from engine.checkpoint import ensure_checkpoint, with_weights
 from engine.profiling import ensure_profile
+from serve_app.batches.shelf import Shelves
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,11 +53,17 @@ class Blueprint:
                 f"auth.keys_file: {config.auth.keys_file} does not exist; "
                 f"make it with `quantfleet keys create --file {config.auth.keys_file}`"
             )
+        Shelves.of(config)  # before anything is started for nothing
         checkpoint = ensure_checkpoint(config.model.source)
         shape = ModelShape.from_hf_config(checkpoint / "config.json", config.engine.max_context)
         accelerator = accelerator_named(config.accelerator.name, config.accelerator.price_per_hour)
         plan = patterns if config.is_autoscaled else allot
         placement = plan(config, shape, accelerator, str(checkpoint))
+        step_s = background_step_s(config.online_classes.values())
+        specs = {
+            name: replace(with_weights(specs[0], shape), background_step_s=step_s)
+            for name, specs in placement.specs.items()
+        }
         return cls(
             config=config,
             checkpoint=str(checkpoint),
@@ -63,8 +72,7 @@ class Blueprint:
             limits=placement.limits,
             budget_replicas=placement.slice.replicas,
             variants={
-                name: VariantPlan(spec=with_weights(specs[0], shape), num_replicas=config.replicas(name).min)
-                for name, specs in placement.specs.items()
+                name: VariantPlan(spec=spec, num_replicas=config.replicas(name).min) for name, spec in specs.items()
             },
         )
 
@@ -101,6 +109,11 @@ class Blueprint:
             )
             for name, plan in self.variants.items()
         }
+
+    def served_variants(self) -> dict[str, ServedVariant]:
+        """What a job on the fleet must know of each."""
+        name, context_tokens = self.config.model.name, self.context_tokens
+        return {variant: served_variant(name, plan.spec, context_tokens) for variant, plan in self.variants.items()}
 
     def longest_stream_s(self, variant: str) -> float:
         """The most that an answer may take: a whole context of tokens, each in a full step of the fullest batch."""

@@ -39,6 +39,8 @@ def serve(
             typer.echo(usage_example(running.base_url, running.config.model.name, bool(running.config.auth.keys_file)))
             if running.decision_log is not None:
                 typer.echo(f"Every scaling decision: quantfleet explain {shlex.quote(str(running.decision_log))}")
+            if running.config.metrics.enabled:
+                typer.echo(f"Metrics for Prometheus: {' '.join(running.metrics)}")
             while True:
                 time.sleep(3600)
     except SystemExit:

@@ -21,7 +21,7 @@ from rich.console import Console
 from cluster.config import FleetConfig
 from cluster.errors import UserError
 from serve_app.blueprint import Blueprint
-from serve_app.ray_cluster import joined_ray
+from serve_app.ray_cluster import joined_ray, metrics_urls
 from serve_app.ray_settings import free_ports
 from serve_app.scaled_app import deploy_scaled
 from serve_app.scaling_terms import decision_log_path, serve_policy
@@ -39,6 +39,8 @@ class RunningFleet:
     """What an OpenAI client wants: it ends in /v1."""
     decision_log: Path | None = None
     """Of an autoscaled fleet, on the node of Serve's controller."""
+    metrics: tuple[str, ...] = ()
+    """Addresses for Prometheus, one a node."""
 
 
 @contextmanager
@@ -53,12 +55,12 @@ def fleet(config: FleetConfig, *, console: Console | None = None) -> Iterator[Ru
         config = with_free_port(config)
         blueprint = _blueprint(config, console)
         with _stage(console, "starting Ray"):
-            stack.enter_context(joined_ray())
+            stack.enter_context(joined_ray(config.metrics.port))
         stack.callback(_drain, console)
         log_path = decision_log_path(blueprint) if config.is_autoscaled else None
         _deploy(blueprint, log_path, console)
         url = base_url(config.http.host, config.http.port)
-        running = RunningFleet(config=config, base_url=url, decision_log=log_path)
+        running = RunningFleet(config=config, base_url=url, decision_log=log_path, metrics=metrics_urls())
         _wait_healthy(running, console)
         yield running
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from cluster.rank import deadline_s
@@ -21,7 +22,8 @@ RETRY_S = 1.0
 """A queued request asks again at least so often: a replica may have come in the meantime."""
 BROKEN = ("error", "abort")
 MAX_LOSSES = 2
-"""A request is tried once more after its replica was lost, not for ever: it may be what kills them."""
+"""A request is tried once more after its replica was lost, not for ever: it may be what kills them. A background one is
+not: who sends it tries again, and in smaller company."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +59,11 @@ class Work:
     def submission(self, now_s: float) -> list[GenerationRequest]:
         """As a replica takes them now: of the time to the first token, what has passed here is gone."""
         left_s = deadline_s(self.slo, now_s - self.arrived_s)
-        return [replace(request, objective=self.slo.objective, deadline_s=left_s) for request in self.requests]
+        slo = self.slo
+        return [
+            replace(request, objective=slo.objective, tpot_ms=slo.tpot_ms, deadline_s=left_s)
+            for request in self.requests
+        ]
 
 
 class Refused(Exception):  # noqa: N818  (an answer, not an error)
@@ -133,6 +139,8 @@ class Dispatcher:
 
     async def start(self, work: Work) -> Reply:
         """Returns with the first token, so that whatever fails before it can be tried again; ApiError otherwise."""
+        if work.slo.is_background:  # which waits for what is idle, not for more replicas
+            return await self._start(work)
         self.waiting += 1
         self.queued[work.slo.name, work.variant] += 1
         try:
@@ -158,7 +166,7 @@ class Dispatcher:
                 pass  # it never got the request, so that counts for nothing
             except ReplicaLost as lost:
                 losses += 1
-                if losses == MAX_LOSSES:
+                if losses == MAX_LOSSES or work.slo.is_background:
                     raise replica_lost(str(lost)) from None
             tried.add(choice.replica_id)
 
@@ -176,16 +184,24 @@ class Dispatcher:
         inbox: Inbox = asyncio.Queue()
         reply = Reply(self._view, choice, work, inbox)
         self._count(work, choice)
-        self.queued[work.slo.name, work.variant] -= 1
-        try:
-            await self._submit(work, choice, inbox)
-            await reply.wait_for_first()
-        except BaseException:
-            reply.close()
-            raise
-        finally:
-            self.queued[work.slo.name, work.variant] += 1
+        with self._out_of_queue(work):
+            try:
+                await self._submit(work, choice, inbox)
+                await reply.wait_for_first()
+            except BaseException:
+                reply.close()
+                raise
         return reply
+
+    @contextmanager
+    def _out_of_queue(self, work: Work) -> Iterator[None]:
+        """While a replica has it; background work is in no queue."""
+        counts = 0 if work.slo.is_background else 1
+        self.queued[work.slo.name, work.variant] -= counts
+        try:
+            yield
+        finally:
+            self.queued[work.slo.name, work.variant] += counts
 
     def _count(self, work: Work, choice: Choice) -> None:
         now_s = time.monotonic()

@@ -77,10 +77,10 @@ def fleet_full(reason: str, retry_after_s: float) -> ApiError:
     )
 
 
-def too_many_requests(limit: int) -> ApiError:
+def too_many_requests(limit: int, key: str) -> ApiError:
     return ApiError(
         429,
-        f"This key already has {limit} requests in flight (auth.max_concurrent_requests)",
+        f"This key already has {limit} requests in flight ({key})",
         kind="rate_limit_error",
         code="rate_limit_exceeded",
         headers={"Retry-After": "1"},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 from engine.openai_logprobs import CompletionLogprobs, chat_logprobs
@@ -98,9 +98,17 @@ class CompletionFormat:
     """With `echo` a choice begins with its prompt, and so do its log probabilities."""
 
     def __init__(
-        self, head: Head, codec: TextCodec, prompts: Sequence[Prompt], *, echo: bool, with_logprobs: bool
+        self,
+        head: Head,
+        codec: TextCodec,
+        prompts: Sequence[Prompt],
+        *,
+        echo: bool,
+        with_logprobs: bool,
+        with_token_ids: bool = False,
     ) -> None:
         """`prompts`: one for each choice."""
+        self._with_token_ids = with_token_ids
         self._head = head
         self._prompts = prompts
         self._echo = echo
@@ -131,9 +139,12 @@ class CompletionFormat:
             token_ids = prompt.token_ids + token_ids
             logprobs = [*(pieces[0].prompt_logprobs or []), *logprobs]
         self._begun.add(index)
-        return {
+        choice = {
             "index": index,
             "text": text,
             "logprobs": self._logprobs[index].of(token_ids, logprobs) if self._with_logprobs else None,
             "finish_reason": pieces[-1].finish_reason,
         }
+        if not self._with_token_ids:
+            return choice
+        return choice | {"token_ids": token_ids, "token_logprobs": [asdict(item) for item in logprobs if item]}

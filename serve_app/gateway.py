@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from http import HTTPStatus
@@ -14,6 +15,7 @@ import msgspec
 from starlette.responses import Response
 
 from autoscaling.serving_stats import TrafficCounters
+from batch_jobs.engine_identity import ServedVariant
 from cluster.config import FleetConfig
 from cluster.errors import UserError
 from cluster.output_lengths import OutputLengths
@@ -25,6 +27,8 @@ from serve_app.answer import Answer
 from serve_app.dispatch import Dispatcher, Work
 from serve_app.errors import ApiError, bad_parameter, unknown_model
 from serve_app.formats import ChatFormat, CompletionFormat, Format, Head
+from serve_app.metrics.meter import Meter, NoMeter
+from serve_app.metrics.request_metrics import RequestMetrics
 from serve_app.output import Output
 from serve_app.prompts import (
     DEFAULT_CHAT_TOKENS,
@@ -82,9 +86,20 @@ class Asked:
 class Gateway:
     """Every method takes `ends`: closed by the caller when the request is through, or handed on to its stream."""
 
-    def __init__(self, config: FleetConfig, codec: TextCodec, limits: Limits, dispatcher: Dispatcher) -> None:
+    def __init__(
+        self,
+        config: FleetConfig,
+        codec: TextCodec,
+        limits: Limits,
+        dispatcher: Dispatcher,
+        served: Mapping[str, ServedVariant] | None = None,
+        meter: Meter | None = None,
+    ) -> None:
+        """`served`: by variant, for jobs that run on the fleet; without a meter nothing is recorded."""
+        self._metrics = RequestMetrics(meter or NoMeter(), config.online_classes, config.variants)
+        self.served = served or {}
         self.attainment = Attainment()
-        self.traffic = TrafficCounters(config.slo_classes, config.variants, config.default_class)
+        self.traffic = TrafficCounters(config.online_classes, config.variants, config.default_class)
         self.output_lengths = OutputLengths()
         self._config = config
         self._variants = config.variants
@@ -102,7 +117,7 @@ class Gateway:
         """Every class with its limits and how often it was kept, for GET /v1/fleet."""
         tallies = self.attainment.by_class
         report = {}
-        for name, limits in self._config.slo_classes.items():
+        for name, limits in self._config.online_classes.items():
             tally = tallies.get(name, Tally())
             counts = {"offered": tally.offered, "met": tally.met, "attainment": round(tally.attainment, 4)}
             counts["expected_output_tokens"] = self.output_lengths.expected(name)
@@ -128,16 +143,20 @@ class Gateway:
             [prompt for prompt in prompts for _ in range(body.n)],
             echo=bool(body.echo),
             with_logprobs=body.logprobs is not None,
+            with_token_ids=body.return_token_ids,
         )
         return await self._respond(asked, answer, shape, ends)
 
-    def _wish(self, body: GenerationBody, slo_header: str | None) -> Wish:
-        """Of the SLO the body's word counts before the header's."""
+    def slo_of(self, body: GenerationBody, slo_header: str | None) -> SloLimits:
+        """Of the SLO the body's word counts before the header's; ApiError for what is none."""
         wish: Any = slo_header if body.slo is None else body.slo
         try:
-            slo = self._config.slo.resolve(wish)
+            return self._config.slo.resolve(wish)
         except UserError as error:
             raise bad_parameter("slo", str(error)) from None
+
+    def _wish(self, body: GenerationBody, slo_header: str | None) -> Wish:
+        slo = self.slo_of(body, slo_header)
         return Wish(variant=self._variant(body.model), slo=slo, arrived_s=time.monotonic())
 
     def _variant(self, model: str) -> str | None:
@@ -156,22 +175,38 @@ class Gateway:
 
     async def _begin(self, asked: Asked, ends: ExitStack) -> Answer:
         slo = asked.wish.slo
-        self.attainment.offered(slo)
-        self.traffic.arrived(slo.name, asked.prompt_tokens, asked.wish.variant)
+        if not slo.is_background:
+            self.attainment.offered(slo)
+            self._metrics.offered(slo)
+            self.traffic.arrived(slo.name, asked.prompt_tokens, asked.wish.variant)
         try:
             reply = await self._dispatcher.start(asked.work(self.output_lengths, self._prefix(asked)))
         except ApiError as error:
-            if error.status == HTTPStatus.TOO_MANY_REQUESTS:
-                self.traffic.refused(slo.name)
+            if not slo.is_background:
+                self._refused(slo, error)
+            raise
+        except asyncio.CancelledError:
+            if not slo.is_background:
+                self._metrics.cancelled(slo)
             raise
         ends.callback(reply.close)
-        return Answer(
+        answer = Answer(
             reply,
             [Output(self._codec, request.sampling, index) for index, request in enumerate(asked.requests)],
             prompt_tokens=asked.prompt_tokens,
             num_choices=asked.body.n,
             arrived_s=asked.wish.arrived_s,
         )
+        if not slo.is_background:
+            self._metrics.begun(slo, answer.choice, asked.prompt_tokens, answer.ttft_ms)
+        return answer
+
+    def _refused(self, slo: SloLimits, error: ApiError) -> None:
+        if error.status == HTTPStatus.TOO_MANY_REQUESTS:
+            self.traffic.refused(slo.name)
+            self._metrics.rejected(slo)
+        elif error.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+            self._metrics.failed(slo)
 
     def _prefix(self, asked: Asked) -> tuple[int, ...]:
         """Of its first prompt: a request goes to one replica, and mostly it has one."""
@@ -181,20 +216,29 @@ class Gateway:
         ends.callback(self._account, asked, answer)
         if asked.body.stream:
             stream = events(answer, shape, include_usage=asked.body.includes_usage)
-            return EventStream(stream, answer.headers, ends.pop_all())
+            return EventStream(stream, self._headers(answer), ends.pop_all())
         pieces = await answer.whole()
         content = msgspec.json.encode(shape.whole(pieces, answer.usage()))
-        return Response(content, media_type="application/json", headers=answer.headers)
+        return Response(content, media_type="application/json", headers=self._headers(answer))
+
+    def _headers(self, answer: Answer) -> dict[str, str]:
+        served = self.served.get(answer.variant)
+        return answer.headers | ({"X-Quantfleet-Fingerprint": served.fingerprint} if served else {})
 
     def _account(self, asked: Asked, answer: Answer) -> None:
-        if not answer.is_complete:
+        slo, output_tokens = asked.wish.slo, sum(answer.output_tokens)
+        if slo.is_background:
             return
-        slo = asked.wish.slo
-        self.attainment.served(slo, answer.outcome(self._variants[answer.variant].quality))
-        self.traffic.finished(slo.name, sum(answer.output_tokens))
+        if not answer.is_complete:
+            self._metrics.ended_early(slo, answer.choice, output_tokens, is_broken=answer.is_broken)
+            return
+        outcome = answer.outcome(self._variants[answer.variant].quality)
+        self.attainment.served(slo, outcome)
+        self._metrics.served(slo, answer.choice, outcome, output_tokens, answer.duration_s)
+        self.traffic.finished(slo.name, output_tokens)
         if not asked.bounded:
-            for output_tokens in answer.output_tokens:
-                self.output_lengths.ended(slo.name, output_tokens)
+            for tokens in answer.output_tokens:
+                self.output_lengths.ended(slo.name, tokens)
 
     def _head(self, kind: str, body: GenerationBody, answer: Answer) -> Head:
         return Head(

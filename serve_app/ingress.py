@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextvars
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import msgspec
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from ray import serve
@@ -22,7 +25,12 @@ from cluster.config import FleetConfig
 from cluster.route_warm_up import warm_up_routes
 from cluster.routing import SloRouter
 from engine.text import TextCodec
-from serve_app.auth import ConcurrencyLimit, KeyFileGuard, NoGuard
+from serve_app.auth import ConcurrencyLimit, Guard, KeyFileGuard, NoGuard
+from serve_app.batches.job_environment import job_environment
+from serve_app.batches.job_key import JobKeyGuard
+from serve_app.batches.routes import BatchRoutes
+from serve_app.batches.shelf import Shelves
+from serve_app.batches.supervisor import Supervisor
 from serve_app.blueprint import Blueprint
 from serve_app.decision_feed import BoardReader, DecisionFeed
 from serve_app.dispatch import Dispatcher
@@ -30,6 +38,8 @@ from serve_app.errors import ApiError, shutting_down, unknown_model
 from serve_app.fleet_view import POLL_PERIOD_S, FleetView
 from serve_app.gateway import Gateway
 from serve_app.http_body import read_body
+from serve_app.metrics.ingress_metrics import IngressMetrics
+from serve_app.metrics.meter import meter_of
 from serve_app.prompts import Limits
 from serve_app.protocol import Body, ChatBody, CompletionBody, parse
 
@@ -51,21 +61,27 @@ class Surface:
         view: FleetView,
         dispatcher: Dispatcher,
         feed: DecisionFeed | None = None,
+        batches: BatchRoutes | None = None,
+        job_key: str | None = None,
     ) -> None:
-        """`feed`: of an autoscaled fleet."""
+        """`feed`: of an autoscaled fleet; `batches`: where OpenAI's Batch API is to be had, `job_key`: its jobs'."""
         self._config = config
         self._feed = feed
+        self._batches = batches
         self._gateway = gateway
         self._view = view
         self._dispatcher = dispatcher
         keys_file = config.auth.keys_file
-        self.guard = KeyFileGuard(Path(keys_file)) if keys_file else NoGuard()
-        self._limit = ConcurrencyLimit(config.auth.max_concurrent_requests)
+        guard = KeyFileGuard(Path(keys_file)) if keys_file else NoGuard()
+        self.guard: Guard = guard if job_key is None else JobKeyGuard(guard, job_key)
+        self._limit = ConcurrencyLimit(config.auth.max_concurrent_requests, "auth.max_concurrent_requests")
+        self._background = ConcurrencyLimit(config.auth.max_background_requests, "auth.max_background_requests")
         self._created_s = int(time.time())
         self._draining = False
 
     @property
     def in_flight(self) -> int:
+        """Without background requests, for which no end is put off: who sent them sends them again."""
         return self._limit.in_flight
 
     def stats(self) -> Stats:
@@ -98,6 +114,8 @@ class Surface:
             ("/health", self.health),
         ):
             api.get(path, response_model=None)(read)
+        if self._batches is not None:
+            self._batches.mount(api, self)
         return api
 
     async def chat(self, request: Request) -> Response:
@@ -110,23 +128,24 @@ class Surface:
 
     async def models(self, request: Request) -> Response:
         """The bare name, which asks the router, and each variant."""
-        self._caller(request)
+        self.caller(request)
         return JSONResponse({"object": "list", "data": [self._model(name) for name in self._gateway.model_names]})
 
     async def model(self, request: Request, name: str) -> Response:
         """One model."""
-        self._caller(request)
+        self.caller(request)
         if name not in self._gateway.model_names:
             raise unknown_model(name, self._gateway.model_names)
         return JSONResponse(self._model(name))
 
     async def fleet(self, request: Request) -> Response:
         """Variants, their replicas' loads, SLO classes and how often they were kept, the last scaling decision."""
-        self._caller(request)
+        self.caller(request)
         return JSONResponse(
             {
                 "model": self._config.model.name,
                 "in_flight": self.in_flight,
+                "background_in_flight": self._background.in_flight,
                 "queued": self._dispatcher.waiting,
                 "variants": [
                     {
@@ -134,6 +153,7 @@ class Surface:
                         "method": variant.method,
                         "quality": variant.quality,
                         "replicas": self._view.describe(name),
+                        "serves": msgspec.to_builtins(self._gateway.served.get(name)),
                     }
                     for name, variant in self._config.variants.items()
                 ],
@@ -154,23 +174,34 @@ class Surface:
     def _model(self, name: str) -> dict[str, Any]:
         return {"id": name, "object": "model", "created": self._created_s, "owned_by": "quantfleet"}
 
-    def _caller(self, request: Request) -> str:
+    def caller(self, request: Request) -> str:
+        """ApiError 401 for nobody's."""
         return self.guard.caller(request.headers.get("authorization"))
 
-    async def _answer(self, request: Request, kind: type[Body], answer: Answerer) -> Response:
-        caller = self._caller(request)
+    @contextmanager
+    def entered(self, request: Request) -> Iterator[str]:
+        """The caller, with one more request in flight; ApiError where none is taken."""
+        caller = self.caller(request)
         if self._draining:
             raise shutting_down()
+        with self._limit.held(caller):
+            yield caller
+
+    async def _answer(self, request: Request, kind: type[Body], answer: Answerer) -> Response:
+        slo_header = request.headers.get("x-slo-class")
         with ExitStack() as ends:
-            ends.enter_context(self._limit.held(caller))
+            caller = ends.enter_context(self.entered(request))
             body = parse(kind, await read_body(request, self._config.http.max_body_bytes))
-            return await answer(body, request.headers.get("x-slo-class"), ends)
+            if self._gateway.slo_of(body, slo_header).is_background:
+                ends.close()  # it takes the place of no other request
+                ends.enter_context(self._background.held(caller))
+            return await answer(body, slo_header, ends)
 
 
 class Ingress:
     """Serve's side of it. A call names no replica here: whatever is asked of one ingress is broadcast to all."""
 
-    async def __init__(self, blueprint: Blueprint, handles: Mapping[str, DeploymentHandle]) -> None:
+    async def __init__(self, blueprint: Blueprint, handles: Mapping[str, DeploymentHandle], job_key: str) -> None:
         models = blueprint.cost_models()
         warm_up_routes(models, blueprint.limits, blueprint.config.slo_classes.values())
         router = SloRouter(models, blueprint.limits, load_period_s=POLL_PERIOD_S, num_ingresses=NUM_INGRESSES)
@@ -182,12 +213,21 @@ class Ingress:
             max_prompt_tokens=config.http.max_prompt_tokens or blueprint.context_tokens,
             vocab_size=blueprint.shape.vocab,
         )
-        gateway = Gateway(config, TextCodec(blueprint.checkpoint), limits, self._dispatcher)
+        meter = meter_of(config)
+        gateway = Gateway(
+            config, TextCodec(blueprint.checkpoint), limits, self._dispatcher, blueprint.served_variants(), meter
+        )
         feed = DecisionFeed(BoardReader(), router, config.autoscaling.interval_s) if config.is_autoscaled else None
-        self._surface = Surface(config, gateway, self._view, self._dispatcher, feed)
+        shelves = Shelves.of(config)
+        self._batches = Supervisor(shelves=shelves, config=config, environment=job_environment(job_key))
+        routes = BatchRoutes(shelves=shelves, limits=config.batches, wake=self._batches.wake)
+        self._surface = Surface(config, gateway, self._view, self._dispatcher, feed, routes, job_key)
         self._view.start()
+        self._batches.start()
         if feed is not None:
             feed.start()
+        metrics = IngressMetrics(meter, lambda: self._dispatcher.waiting, feed.describe if feed else lambda: None)
+        self._telling = asyncio.create_task(metrics.tell_forever(), context=contextvars.Context())
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return self._surface.api()
@@ -198,6 +238,7 @@ class Ingress:
 
     async def drain(self) -> None:
         self._surface.drain()
+        self._batches.stop()
 
     async def in_flight(self) -> int:
         return self._surface.in_flight

@@ -24,8 +24,11 @@ END_TIMEOUT_S = 8.0
 
 
 @contextmanager
-def joined_ray() -> Iterator[None]:
-    """This process is a driver of Ray inside. A Ray that was started here ends with it, the other stays."""
+def joined_ray(metrics_port: int = 0) -> Iterator[None]:
+    """This process is a driver of Ray inside. A Ray that was started here ends with it, the other stays.
+
+    `metrics_port`: of a Ray that is started here; 0 is any that is free.
+    """
     if "RAY_ADDRESS" in os.environ:
         with environment(driver_environment()), _joined(os.environ["RAY_ADDRESS"]):
             yield
@@ -37,7 +40,7 @@ def joined_ray() -> Iterator[None]:
         stack.enter_context(environment(settings))
         # Without a name: the head clears the folder up, and its last words must outlive it.
         log = stack.enter_context(tempfile.TemporaryFile("w+"))
-        head = stack.enter_context(_head(temp_dir, log))
+        head = stack.enter_context(_head(temp_dir, log, metrics_port))
         stack.enter_context(environment(driver_environment()))  # not for the head: its workers would inherit it
         importlib.import_module("ray.serve")  # two seconds, which Ray's start takes anyway
         stack.enter_context(_joined(_address(head, log)))
@@ -45,11 +48,11 @@ def joined_ray() -> Iterator[None]:
 
 
 @contextmanager
-def _head(temp_dir: Path, log: IO[str]) -> Iterator[subprocess.Popen[str]]:
+def _head(temp_dir: Path, log: IO[str], metrics_port: int) -> Iterator[subprocess.Popen[str]]:
     """Its stdin closes when this process ends, whatever ends it."""
     num_cpus = max(MIN_LOGICAL_CPUS, usable_cores())
     head = subprocess.Popen(
-        [sys.executable, "-m", "serve_app.ray_head", str(temp_dir), str(num_cpus)],
+        [sys.executable, "-m", "serve_app.ray_head", str(temp_dir), str(num_cpus), str(metrics_port)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=log,
@@ -77,6 +80,17 @@ def _address(head: subprocess.Popen[str], log: IO[str]) -> str:
         lines = log.read().strip().splitlines()
         raise RuntimeError(f"Ray did not start: {lines[-1] if lines else 'it said nothing'}")
     return address
+
+
+def metrics_urls() -> tuple[str, ...]:
+    """Where each node's metrics are, for a driver of Ray."""
+    import ray
+
+    return tuple(
+        f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+        for node in ray.nodes()
+        if node["Alive"] and node["MetricsExportPort"]
+    )
 
 
 @contextmanager

@@ -25,11 +25,11 @@ REAP_PERIOD_S = 5.0
 END_TIMEOUT_S = 2.0
 
 
-def main(temp_dir: str, num_cpus: int) -> None:
+def main(temp_dir: str, num_cpus: int, metrics_port: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     try:
-        hold_ray(temp_dir, num_cpus)
+        hold_ray(temp_dir, num_cpus, metrics_port)
     except Exception:
         traceback.print_exc()
     finally:
@@ -38,7 +38,8 @@ def main(temp_dir: str, num_cpus: int) -> None:
         os._exit(0)  # ray.shutdown at exit would look for what is gone by now
 
 
-def hold_ray(temp_dir: str, num_cpus: int) -> None:
+def hold_ray(temp_dir: str, num_cpus: int, metrics_port: int) -> None:
+    """`metrics_port` 0: any that is free."""
     import ray
 
     ray.init(
@@ -48,6 +49,7 @@ def hold_ray(temp_dir: str, num_cpus: int) -> None:
         include_dashboard=False,
         log_to_driver=False,
         logging_level="ERROR",
+        _metrics_export_port=metrics_port or None,
         _node_ip_address="127.0.0.1",
         _temp_dir=temp_dir,
     )
@@ -84,4 +86,4 @@ def end_descendants() -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]))
+    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 
@@ -15,6 +16,8 @@ from cluster.load import Load
 from cluster.request import GenerationRequest, Verdict
 from engine.process import EngineDied, EngineProcess
 from engine.wire import StepMessage
+from serve_app.metrics.meter import Meter
+from serve_app.metrics.replica_metrics import ReplicaMetrics
 from serve_app.outbox import Outbox
 from serve_app.wire import Answer, decode_submission, encode
 
@@ -22,19 +25,26 @@ log = logging.getLogger("ray.serve")
 
 ORPHANED_AFTER_S = 5.0
 """An ingress that has requests here and no channel for so long is gone; its requests are aborted."""
+METRICS_PERIOD_S = 1.0
+"""Prometheus scrapes every 15 s by default; Ray's agents gather every 10 s."""
 
 
 class Replica:
     """Every method takes `replica_id`, which ReplicaPin routes by."""
 
-    async def __init__(self, spec: EngineSpec) -> None:
+    async def __init__(self, spec: EngineSpec, meter: Meter) -> None:
         replica_id = serve.get_replica_context().replica_id.unique_id
         self._engine = EngineProcess.start(replace(spec, replica_id=replica_id))
         await self._engine.ready()
         self._outboxes: dict[str, Outbox] = {}
         self._owners: dict[str, Outbox] = {}
         self._died: EngineDied | None = None
-        self._tasks = [asyncio.create_task(self._distribute()), asyncio.create_task(self._abort_orphans())]
+        self._metrics = ReplicaMetrics(meter, spec.variant.name, spec.share, time.monotonic())
+        self._tasks = [
+            asyncio.create_task(self._distribute()),
+            asyncio.create_task(self._abort_orphans()),
+            asyncio.create_task(self._tell_metrics()),
+        ]
 
     async def submit(self, submission: bytes, replica_id: str) -> bytes:
         """Admits all sequences of a request or none; the answer is the replica's first message. Raises EngineDied."""
@@ -123,6 +133,11 @@ class Replica:
         for outbox in self._outboxes.values():
             outbox.fail(reason)
         self._owners.clear()
+
+    async def _tell_metrics(self) -> None:
+        while self._died is None:
+            self._metrics.tell(self._load(), time.monotonic())
+            await asyncio.sleep(METRICS_PERIOD_S)
 
     async def _abort_orphans(self) -> None:
         while True:

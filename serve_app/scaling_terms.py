@@ -26,7 +26,7 @@ def fleet_description(blueprint: Blueprint) -> FleetDescription:
         shape=blueprint.shape,
         accelerator=blueprint.accelerator,
         variants={name: _terms(blueprint, name, plan) for name, plan in blueprint.variants.items()},
-        classes=config.slo_classes,
+        classes=config.online_classes,
         budget_replicas=blueprint.budget_replicas,
         settings=policy_settings(config.autoscaling),
     )

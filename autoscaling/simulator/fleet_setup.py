@@ -67,7 +67,7 @@ def described(
             )
             for name, variant in variants.items()
         },
-        classes=config.slo_classes,
+        classes=config.online_classes,
         budget_replicas=budget,
         settings=policy_settings(config.autoscaling),
     )

@@ -42,5 +42,5 @@ def classed(
     warm_up_s: float,
 ) -> Callable[[], Iterable[Arrival]]:
     """The same arrivals each time, those of the warm-up first."""
-    shares = parse_shares(classes, fleet.slo_classes)
+    shares = parse_shares(classes, fleet.online_classes)
     return lambda: warmed_up(arrivals(requests(), shares, seed=seed, rate=rate), warm_up_s)

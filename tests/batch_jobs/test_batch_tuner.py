@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from batch_jobs.batch_tuner import HEAD_ROWS, LengthSample, choose_batch, sample_head
+from batch_jobs.batch_tuner import HEAD_ROWS, LengthSample, choose_batch, sample_head, worthwhile_slice
 from batch_jobs.engine_choice import EngineChoice, choose_engine
 from batch_jobs.input_files import find_input_files
 from batch_jobs.prompts import PromptEncoder
@@ -51,6 +51,17 @@ def test_a_small_cache_and_a_small_input_bound_it(engine: EngineChoice) -> None:
     few = choose_batch(engine, SAMPLE, max_tokens=64, num_rows=3)
     assert few.batch == 3
     assert few.arithmetic.endswith("but the input has 3 rows")
+
+
+def test_a_slice_is_worth_its_way_through_ray(engine: EngineChoice) -> None:
+    choice = choose_batch(engine, SAMPLE, max_tokens=64, num_rows=10_000)
+    assert worthwhile_slice(engine, choice, SAMPLE, 64) == choice.slice_rows
+    short = replace(SAMPLE, mean_prompt_tokens=2.0)
+    fast = replace(choice, batch=8, slice_rows=4, step_s=0.001)
+    rows = worthwhile_slice(engine, fast, short, 10)
+    batch_s = engine.cost_model.prefill_s(8 * 2) + 10 * 0.001
+    assert 4 < rows <= 0.25 * 8 / batch_s < rows + 1
+    assert worthwhile_slice(engine, fast, SAMPLE, 10) < rows
 
 
 def test_the_engines_cache_holds_the_batch_and_one_whole_context(engine: EngineChoice) -> None:

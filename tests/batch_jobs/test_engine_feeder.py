@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import psutil
 import pytest
@@ -17,7 +18,9 @@ from batch_jobs.engine_choice import choose_engine
 from batch_jobs.engine_feeder import EngineFeeder
 from cluster.config import FleetConfig
 from cluster.engine_spec import EngineSpec
+from cluster.load import Load
 from cluster.request import GenerationRequest, SamplingParams, Verdict
+from cluster.variants import Variant
 from engine.process import EngineDied, EngineProcess
 
 GREEDY = SamplingParams(max_tokens=6, temperature=0.0, ignore_eos=True)
@@ -28,6 +31,11 @@ def spec(checkpoint: Path) -> EngineSpec:
     """Room for four sequences and three more that wait."""
     spec = choose_engine(FleetConfig.built_in(), "int8").spec
     return replace(spec, kv_capacity_tokens=512, max_context=128, max_sequences=4, max_waiting=3, num_threads=1)
+
+
+@pytest.fixture(scope="module")
+def tiny_spec(spec: EngineSpec, tiny_checkpoint: Path) -> EngineSpec:
+    return replace(spec, checkpoint=str(tiny_checkpoint), variant=Variant(name="bf16"))
 
 
 @pytest.fixture(scope="module")
@@ -91,11 +99,11 @@ class Poisoned(EngineProcess):
         return verdict
 
 
-def test_a_row_that_kills_its_engine_is_the_only_error(spec: EngineSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_row_that_kills_its_engine_is_the_only_error(tiny_spec: EngineSpec, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine_feeder, "EngineProcess", Poisoned)
     monkeypatch.setattr(engine_feeder, "RESTART_DELAY_S", 0.0)
     monkeypatch.setattr(engine_feeder, "MAX_ATTEMPTS", 2)
-    feeder = EngineFeeder(spec)
+    feeder = EngineFeeder(tiny_spec)
     rows = requests("good", 5)
     rows.insert(2, requests("poison", 1)[0])
     outcomes = feeder.generate(rows)
@@ -104,14 +112,38 @@ def test_a_row_that_kills_its_engine_is_the_only_error(spec: EngineSpec, monkeyp
     assert re.fullmatch(r"its engine ended 2 times with it \(.* ended with signal SIGKILL\)", outcomes[2].error or "")
 
 
-def test_an_engine_that_cannot_start_says_why(spec: EngineSpec) -> None:
+def test_an_engine_that_cannot_start_says_why(tiny_spec: EngineSpec) -> None:
     with pytest.raises(EngineDied, match="no_such_folder"):
-        EngineFeeder(replace(spec, checkpoint="/no_such_folder"))
+        EngineFeeder(replace(tiny_spec, checkpoint="/no_such_folder"))
 
 
-def test_a_closed_one_leaves_no_process(spec: EngineSpec) -> None:
+class KilledAtFirst(EngineProcess):
+    """A real engine that is killed before it serves, unless another one was before it."""
+
+    num_killed: ClassVar[int] = 0
+
+    async def ready(self) -> Load:
+        if not KilledAtFirst.num_killed:
+            KilledAtFirst.num_killed += 1
+            os.kill(self.pid, signal.SIGKILL)
+        return await super().ready()
+
+
+def test_a_kill_before_the_first_start_is_over_costs_nothing(
+    tiny_spec: EngineSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_feeder, "EngineProcess", KilledAtFirst)
+    monkeypatch.setattr(engine_feeder, "RESTART_DELAY_S", 0.0)
+    feeder = EngineFeeder(tiny_spec)
+    (outcome,) = feeder.generate(requests("row", 1))
+    feeder.close()
+    assert KilledAtFirst.num_killed == 1
+    assert (outcome.finish_reason, len(outcome.token_ids)) == ("length", 6)
+
+
+def test_a_closed_one_leaves_no_process(tiny_spec: EngineSpec) -> None:
     before = engines()
-    feeder = EngineFeeder(spec)
+    feeder = EngineFeeder(tiny_spec)
     (engine,) = [process for process in engines() if process not in before]
     feeder.close()
     assert not engine.is_running()

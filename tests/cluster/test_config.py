@@ -107,6 +107,8 @@ def test_load_prefers_the_file_here(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         ("variants: {int8: 5}", "variants.int8: 5 is not a section with keys of its own"),
         ("default_class: fast", "default_class: no class 'fast'; known: exact, interactive, standard, throughput"),
         ("autoscaling: {replicas: {int4: {min: 1}}}", "autoscaling.replicas.int4: no such variant; did you mean int8?"),
+        ("batches: {variant: int4}", "batches.variant: no variant 'int4'; did you mean int8?"),
+        ("batches: {max_running: 0}", "batches.max_running"),
         ("autoscaling: {replicas: {int8: {min: 3}}}", "autoscaling.replicas.int8: max 1 is below min 3"),
         ("http: {host: 0.0.0.0}", "auth.keys_file: required, because http.host 0.0.0.0 is not loopback"),
         ("slo_classes: {a: {fallback: degrad}}", "slo_classes.a.fallback: 'degrad' is not one of"),
@@ -115,6 +117,12 @@ def test_load_prefers_the_file_here(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 )
 def test_an_error_names_the_key_and_the_mend(text: str, words: str) -> None:
     assert refusal(MODEL + text).startswith(f"fleet.yaml: {words}")
+
+
+def test_the_folder_of_batches_is_found_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = FleetConfig.of({"model": {"source": "embedded:smollm2-135m"}, "batches": {"folder": "here"}})
+    assert config.batches.folder == str(tmp_path / "here")
 
 
 def test_several_errors_are_counted() -> None:

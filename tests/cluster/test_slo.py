@@ -34,7 +34,7 @@ def test_limits_of_its_own_keep_the_operators_floor_and_fallback() -> None:
 @pytest.mark.parametrize(
     ("wish", "words"),
     [
-        ("fast", "slo: no class 'fast'; known: interactive, standard"),
+        ("fast", "slo: no class 'fast'; known: background, interactive, standard"),
         ("interactiv", "slo: no class 'interactiv'; did you mean interactive?"),
         (5, "slo: 5 is neither a class name nor an object"),
         ({"ttft": 5}, "slo.ttft: not a limit; did you mean ttft_ms?"),
@@ -45,7 +45,7 @@ def test_limits_of_its_own_keep_the_operators_floor_and_fallback() -> None:
         ({"tpot_ms": float("nan")}, "slo.tpot_ms: nan is not a number"),
         ({"tpot_ms": float("inf")}, "slo.tpot_ms: inf is not > 0"),
         ({"min_quality": 1.5}, "slo.min_quality: 1.5 is not between 0 and 1"),
-        ({"objective": "speed"}, "slo.objective: 'speed' is neither latency nor throughput"),
+        ({"objective": "speed"}, "slo.objective: 'speed' is none of latency, throughput, background"),
         ({"objective": ["latency"]}, "slo.objective: "),
     ],
 )

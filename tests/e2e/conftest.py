@@ -87,7 +87,8 @@ def serve_of() -> Callable[[str, Path], AbstractContextManager[Fleet]]:
 
 @contextmanager
 def served(fleet_yaml: str, folder: Path) -> Iterator[Fleet]:
-    (folder / "fleet.yaml").write_text(fleet_yaml)
+    batches = f"batches: {{folder: {folder / 'batches'}}}\n"  # of these tests alone, not the user's
+    (folder / "fleet.yaml").write_text(fleet_yaml if "batches:" in fleet_yaml else fleet_yaml + batches)
     log = folder / "serve.log"
     with log.open("w") as output:
         process = subprocess.Popen(

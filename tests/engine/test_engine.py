@@ -9,6 +9,7 @@ from functools import cache
 import pytest
 
 from cluster.engine_spec import EngineSpec
+from cluster.load import Load
 from cluster.profile import StepShape
 from cluster.request import GenerationRequest, SamplingParams, TokenDelta
 from cluster.variants import Variant
@@ -359,6 +360,28 @@ def test_load_tells_what_a_latency_request_runs_before() -> None:
     assert load.throughput_kv_tokens == 20 == load.kv_tokens_used - 8
     assert load.throughput_prefill_tokens == load.waiting_prefill_tokens == 20 - 7 + 77
     assert load.throughput_promised_tokens == 10 + 80 + 17 == load.promised_kv_tokens - 8
+
+
+MEASURED = ("measured_at_s", "prefill_tokens_per_s", "decode_tokens_per_s", "step_time_ratio", "rss_bytes")
+
+
+def test_a_verdict_tells_the_load_with_its_request_as_if_it_were_counted_anew() -> None:
+    engine = engine_of(max_sequences=3)
+
+    def same_for_all(load: Load) -> Load:
+        return replace(load, **dict.fromkeys(MEASURED, 0.0))
+
+    for i in range(12):
+        ask = of_throughput if i % 3 else request
+        verdict = engine.add(ask(f"r{i}", PROMPT[: 1 + i % 6] * (1 + i % 2), max_tokens=3 + i))
+        assert verdict.admitted
+        assert same_for_all(verdict.load) == same_for_all(engine.load())
+        if i % 4 == 3:
+            engine.step()
+        if i % 5 == 4:
+            engine.abort(f"r{i - 1}")
+    assert engine.load().prompt_tokens == sum((1 + i % 6) * (1 + i % 2) for i in range(12))
+    drain(engine)
 
 
 def test_load_counts_what_is_there() -> None:

@@ -66,7 +66,7 @@ class Loop:
         chunks = self.scheduler.schedule()
         assert sum(chunk.num_tokens for chunk in chunks) <= self.token_budget
         assert len(self.scheduler.running) <= self.max_sequences
-        for sequence in self.scheduler.running:
+        for sequence in {chunk.sequence for chunk in chunks}:
             assert len(sequence.block_table) == self.pool.blocks_for(len(sequence.token_ids))
         for chunk, result in zip(chunks, self.runner.run(chunks), strict=True):
             self.scheduler.advance(chunk)

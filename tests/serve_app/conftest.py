@@ -25,6 +25,8 @@ from cluster.request import GenerationRequest, TokenDelta, TokenLogprob, Verdict
 from cluster.routing import SloRouter
 from engine.checkpoint import ensure_checkpoint
 from engine.text import TextCodec
+from serve_app.batches.routes import BatchRoutes
+from serve_app.batches.shelf import Shelves
 from serve_app.dispatch import Dispatcher
 from serve_app.fleet_view import FleetView
 from serve_app.gateway import Gateway
@@ -33,6 +35,7 @@ from serve_app.outbox import Outbox
 from serve_app.prompts import Limits
 from serve_app.replica_gone import ReplicaGone
 from serve_app.wire import Answer, decode_submission, encode
+from tests.serve_app.metrics.recorded import RecordingMeter
 
 CONTEXT_TOKENS = 512
 
@@ -197,6 +200,7 @@ def config() -> FleetConfig:
             "default_class": "any",
             "http": {"max_body_bytes": 20_000},
             "auth": {"max_concurrent_requests": 4},
+            "batches": {"max_file_bytes": 200_000, "max_stored_bytes": 500_000},
         }
     )
 
@@ -215,13 +219,16 @@ class Running:
     dispatcher: Dispatcher
     http: httpx.AsyncClient
     openai: openai.AsyncOpenAI
+    shelves: Shelves
+    """Of batches, which nothing works on."""
     direct: httpx.AsyncClient
     """Without a connection: a cancelled call cancels the route, as Serve does when a client goes away."""
+    meter: RecordingMeter
 
 
 @pytest.fixture
 async def running(
-    config: FleetConfig, checkpoint: Path, codec: TextCodec, replicas: list[ScriptedReplica]
+    config: FleetConfig, checkpoint: Path, codec: TextCodec, replicas: list[ScriptedReplica], tmp_path: Path
 ) -> AsyncIterator[Running]:
     shape = ModelShape.from_hf_config(checkpoint / "config.json")
     host = accelerator_named("H100-80G")
@@ -233,7 +240,12 @@ async def running(
     view = FleetView(handles, router, ingress_id="ingress")  # type: ignore[arg-type]
     dispatcher = Dispatcher(view)
     limits = Limits(context_tokens=CONTEXT_TOKENS, max_prompt_tokens=CONTEXT_TOKENS, vocab_size=shape.vocab)
-    surface = Surface(config, Gateway(config, codec, limits, dispatcher), view, dispatcher)
+    shelves = Shelves(folder=tmp_path / "batches")
+    shelves.folder.mkdir()
+    batches = BatchRoutes(shelves=shelves, limits=config.batches, wake=lambda: None)
+    meter = RecordingMeter()
+    gateway = Gateway(config, codec, limits, dispatcher, meter=meter)
+    surface = Surface(config, gateway, view, dispatcher, batches=batches)
     view.start()
     api = surface.api()
     server = uvicorn.Server(uvicorn.Config(api, port=0, log_level="error", lifespan="off"))
@@ -246,7 +258,16 @@ async def running(
         client = openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="any", http_client=http, max_retries=0)
         while (await http.get("/healthz")).status_code != 200:
             await asyncio.sleep(0.01)
-        yield Running(surface=surface, view=view, dispatcher=dispatcher, http=http, openai=client, direct=direct)
+        yield Running(
+            surface=surface,
+            view=view,
+            dispatcher=dispatcher,
+            http=http,
+            openai=client,
+            direct=direct,
+            shelves=shelves,
+            meter=meter,
+        )
     view.stop()
     server.should_exit = True
     await serving

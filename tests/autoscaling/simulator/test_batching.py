@@ -99,10 +99,10 @@ def chunks_of(batching: Batching, step: ScheduledStep | None) -> list[ChunkKey]:
     """Of prompts, and one token of every decoding sequence."""
     if step is None:
         return []
-    chunks = [(chunk.sequence.rank[3], chunk.start, chunk.num_tokens) for chunk in step.chunks]
+    chunks = [(chunk.sequence.rank[-1], chunk.start, chunk.num_tokens) for chunk in step.chunks]
     for sequence in batching.running:
         if sequence.joined_step >= 0:
-            chunks.append((sequence.rank[3], batching.decoding.tokens(sequence) - 1, 1))
+            chunks.append((sequence.rank[-1], batching.decoding.tokens(sequence) - 1, 1))
     return sorted(chunks)
 
 
