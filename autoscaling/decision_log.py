@@ -22,7 +22,7 @@ from autoscaling.kv_aware import PolicyMemory
 from autoscaling.scaling import FleetObservation, ScalingDecision
 from cluster.errors import UserError
 
-FORMAT = 1
+FORMAT = 2
 MOST_BYTES = 64 * 2**20
 """Of one file: some weeks of decisions every 10 s on ten replicas."""
 KEPT_FILES = 4

@@ -14,7 +14,8 @@ from math import ceil, inf
 
 from autoscaling.bursts import BURST_S
 from autoscaling.demand import ClassDemand
-from autoscaling.sustained import Mix, ReplicaCapability, Sustained, sustained
+from autoscaling.scaling import PlannedLoad
+from autoscaling.sustained import Mix, ReplicaCapability, Sustained, held_tokens, sustained
 from cluster.slo import SloLimits, meets_floor
 
 VARIANTS_A_CLASS = 3
@@ -47,6 +48,8 @@ class ClassLoad:
     demand: ClassDemand
     mix: Mix
     sustained: Sustained
+    kv_sequences: float
+    """That a replica's KV cache holds at a time."""
     burst_rate_per_s: float = 0.0
     """What one replica serves of a burst."""
     burst_ends_s: float = inf
@@ -59,6 +62,17 @@ class ClassLoad:
     def replicas(self) -> float:
         """Of full replicas: for what arrives in the long run, or for its bursts, whichever are more."""
         return max(self.demand.rate_per_s / self.sustained.rate_per_s, self._burst_replicas)
+
+    def planned(self, variant: str) -> PlannedLoad:
+        decoding = self.demand.rate_per_s * self.mix.output_tokens * self.sustained.tpot_s  # Little's law
+        return PlannedLoad(
+            slo_class=self.demand.slo_class,
+            variant=variant,
+            requests_per_s=self.demand.rate_per_s,
+            rate_replicas=self.replicas,
+            kv_replicas=decoding / self.kv_sequences,
+            bound=self.sustained.bound,
+        )
 
     @property
     def _burst_replicas(self) -> float:
@@ -103,6 +117,9 @@ class FleetPlan:
     """Replicas that the demand needs beyond the budget and the maxima."""
     cost_per_s: float
     headroom: float
+
+    def planned(self) -> tuple[PlannedLoad, ...]:
+        return tuple(part.planned(load.variant) for load in self.loads for part in load.classes)
 
     def arithmetic(self) -> str:
         lines = [load.arithmetic(self.headroom, self.replicas[load.variant]) for load in self.loads]
@@ -190,7 +207,8 @@ def _class_load(replica: ReplicaCapability, entry: ClassDemand, mix: Mix, ttft_m
     own prompts are shorter and do not wait for all of them."""
     found, broken = _within(replica, mix)
     beyond = f", beyond its {' and '.join(broken)}" if broken else ""
-    told = ClassLoad(demand=entry, mix=mix, sustained=found, beyond=beyond)
+    kv_sequences = replica.kv_capacity_tokens / held_tokens(replica, mix.prompt_tokens, mix.output_tokens)
+    told = ClassLoad(demand=entry, mix=mix, sustained=found, kv_sequences=kv_sequences, beyond=beyond)
     if broken or not entry.burst or ttft_ms is None:
         return told
     # The queue of a burst is its own, so that of a steady state does not count.

@@ -15,7 +15,7 @@ from autoscaling.demand import ClassDemand, ClassSeries, DemandForecast, DemandS
 from autoscaling.fleet_plan import FleetPlan, FleetTerms, cheapest_plan, plan_within
 from autoscaling.kept_replicas import beside, kept, within_bounds
 from autoscaling.measured_speed import MeasuredSpeeds, Speed, at_speed, in_words
-from autoscaling.scaling import FleetObservation, ScalingDecision
+from autoscaling.scaling import FleetObservation, PlannedLoad, ScalingDecision
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +67,7 @@ class KvAwarePolicy:
         terms = at_speed(self._terms, ratios)
         running = _running(observation, terms)
         current = {name: count + len(observation.starting.get(name, ())) for name, count in running.items()}
-        target, why = self._target(expected, current, running, terms)
+        target, why, loads = self._target(expected, current, running, terms)
         holding = kept(target, current, observation, terms, self._settings.demand)
         target = _beside_draining(holding.replicas, current, terms.budget_replicas - sum(observation.draining.values()))
         shared = plan_within(expected, terms, 0.0, running)
@@ -75,6 +75,7 @@ class KvAwarePolicy:
             replicas=target,
             shares=shared.shares if shared else {},
             reason="; ".join([*holding.reasons, why, *in_words(ratios)]),
+            loads=loads,
         )
 
     def _target(
@@ -83,25 +84,26 @@ class KvAwarePolicy:
         current: Mapping[str, int],
         running: Mapping[str, int],
         terms: FleetTerms,
-    ) -> tuple[Mapping[str, int], str]:
+    ) -> tuple[Mapping[str, int], str, tuple[PlannedLoad, ...]]:
         headroom = self._settings.headroom
         if not within_bounds(current, terms):
             plan = cheapest_plan(expected, terms, headroom)
-            return plan.replicas, f"outside its bounds: {plan.arithmetic()}"
+            return plan.replicas, f"outside its bounds: {plan.arithmetic()}", plan.planned()
         stays = plan_within(expected, terms, headroom, current)
         if stays is None:
             plan = self._grown(expected, current, terms)
-            return beside(plan.replicas, current, terms.budget_replicas), f"grows: {plan.arithmetic()}"
+            target = beside(plan.replicas, current, terms.budget_replicas)
+            return target, f"grows: {plan.arithmetic()}", plan.planned()
         held = _larger_of_each(expected, self._forecast.held())
         smaller = cheapest_plan(held, terms, min(0.95, headroom + self._settings.hysteresis))
         if smaller.cost_per_s >= stays.cost_per_s or smaller.short > 0:
-            return current, f"stays: {stays.arithmetic()}"
+            return current, f"stays: {stays.arithmetic()}", stays.planned()
         ready = {name: min(count, running[name]) for name, count in smaller.replicas.items()}
         if plan_within(expected, terms, headroom, ready) is None:
             # The cheaper fleet does not run yet: first what it has more of, then what it has less of.
             both = beside(smaller.replicas, current, terms.budget_replicas)
-            return both, f"grows towards a cheaper fleet: {smaller.arithmetic()}"
-        return smaller.replicas, f"shrinks: {smaller.arithmetic()}"
+            return both, f"grows towards a cheaper fleet: {smaller.arithmetic()}", smaller.planned()
+        return smaller.replicas, f"shrinks: {smaller.arithmetic()}", smaller.planned()
 
     def _grown(self, expected: Sequence[ClassDemand], current: Mapping[str, int], terms: FleetTerms) -> FleetPlan:
         """More of what there is, unless another choice of variants is much cheaper."""

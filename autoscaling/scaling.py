@@ -44,6 +44,21 @@ class FleetObservation:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedLoad:
+    """What a decision counts on: a class on the variant planned for it, in full replicas, without headroom."""
+
+    slo_class: str
+    variant: str
+    requests_per_s: float
+    rate_replicas: float
+    """For what its tokens take of an engine, within its limits."""
+    kv_replicas: float
+    """For what its sequences hold of a KV cache."""
+    bound: str
+    """Of autoscaling.sustained: what ends the batch there."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ScalingDecision:
     replicas: Mapping[str, int]
     """The target of each variant."""
@@ -51,6 +66,8 @@ class ScalingDecision:
     """Class -> variant -> the share of its traffic that routers should send there; empty: no preference."""
     reason: str
     """The arithmetic, in a line or a few."""
+    loads: tuple[PlannedLoad, ...] = ()
+    """What the arithmetic is of."""
 
 
 class ScalingPolicy(Protocol):

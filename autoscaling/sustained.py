@@ -87,6 +87,11 @@ class Sustained:
         )
 
 
+def held_tokens(replica: ReplicaCapability, prompt_tokens: float, output_tokens: float) -> float:
+    """Slots of the KV cache that a sequence holds on average over its life, the half-empty last block included."""
+    return prompt_tokens + output_tokens / 2 + replica.block_size / 2
+
+
 def sustained(replica: ReplicaCapability, mix: Mix) -> Sustained:
     """By bisection over the batch: every bound is monotone in it."""
     return _sustained(replica, _rounded(mix.prompt_tokens), _rounded(mix.output_tokens), mix.ttft_s, mix.tpot_s)
@@ -110,12 +115,12 @@ class _Point:
 def _sustained(
     replica: ReplicaCapability, prompt_tokens: float, output_tokens: float, ttft_s: float | None, tpot_s: float | None
 ) -> Sustained:
-    held_tokens = prompt_tokens + output_tokens / 2 + replica.block_size / 2
-    by_kv = int(replica.kv_capacity_tokens / held_tokens)
+    held = held_tokens(replica, prompt_tokens, output_tokens)
+    by_kv = int(replica.kv_capacity_tokens / held)
     most = max(1, min(by_kv, replica.limits.max_sequences))
 
     def at(batch: int) -> _Point:
-        return _point(replica, batch, held_tokens, prompt_tokens, output_tokens)
+        return _point(replica, batch, held, prompt_tokens, output_tokens)
 
     def missed(point: _Point) -> SustainedBound | None:
         if tpot_s is not None and point.tpot_s > tpot_s:
@@ -140,11 +145,10 @@ def _sustained(
     return _found(best, best.rate_per_s, bound)
 
 
-def _point(
-    replica: ReplicaCapability, batch: int, held_tokens: float, prompt_tokens: float, output_tokens: float
-) -> _Point:
+def _point(replica: ReplicaCapability, batch: int, held: float, prompt_tokens: float, output_tokens: float) -> _Point:
+    """`held` slots of KV by each sequence."""
     model, ratio = replica.model, replica.step_time_ratio
-    kv_tokens = round(batch * held_tokens)
+    kv_tokens = round(batch * held)
     room = max(1, min(replica.limits.token_budget - batch, round(prompt_tokens)))
     decode_s = ratio * model.step_s(StepShape(decode_sequences=batch, kv_tokens=kv_tokens))
     mixed_s = ratio * model.step_s(

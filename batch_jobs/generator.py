@@ -15,6 +15,7 @@ from batch_jobs.engine_feeder import AHEAD, EngineFeeder, Outcome
 from batch_jobs.engine_identity import sequence_limit
 from batch_jobs.fleet_engine import FleetEngine
 from batch_jobs.fleet_share import FleetShare
+from batch_jobs.job_metrics import JobMetrics
 from batch_jobs.openai_requests import RowRequest
 from batch_jobs.openai_results import answer_of, refusal_of
 from batch_jobs.prompts import EncodedRow
@@ -56,6 +57,7 @@ class RowGenerator:
         self._stop_sign = stop_sign
         self._codec = TextCodec(spec.checkpoint)
         self._call_numbers = count()
+        self._metrics = JobMetrics(spec.variant.name)
         if share is None:
             self._feeder = EngineFeeder(spec)
         else:
@@ -74,6 +76,7 @@ class RowGenerator:
             for row in rows
         ]
         results = results_table(result for result, _ in ended)
+        self._metrics.ended(results)
         answers = pa.array([answer for _, answer in ended], pa.string())
         results = results.append_column(ANSWER, answers).append_column(PLACE, encoded[PLACE])
         return with_times(results, started_s, time.time())

@@ -17,6 +17,8 @@ class Choice:
     """One line of ASCII, fit for a header."""
     predicted_ttft_ms: float
     predicted_tpot_ms: float
+    predicted_cost_s: float = 0.0
+    """Seconds of the replica's share of the accelerator."""
     degraded: bool = False
     """A limit or the quality floor is predicted to be missed."""
 
@@ -36,6 +38,7 @@ def choice_of(variant: str, replica_id: str, prediction: Prediction, reason: str
         reason=f"{variant}: {reason}",
         predicted_ttft_ms=prediction.ttft_s * 1e3,
         predicted_tpot_ms=prediction.tpot_s * 1e3,
+        predicted_cost_s=prediction.cost_s,
         degraded=degraded,
     )
 

@@ -50,6 +50,11 @@ class Load:
     prefix_hit_tokens: int = 0
     prompt_tokens: int = 0
     generated_tokens: int = 0
+    steps: int = 0
+    busy_s: float = 0.0
+    """In which a step ran."""
+    step_sequences: int = 0
+    """Summed over the steps, background ones included."""
     rss_bytes: int = 0
     """Resident set of the engine process."""
 

@@ -181,7 +181,9 @@ class Engine:
         step_s = now_s - max(step.started_s, self._read_s)
         self._read_s = now_s
         predicted_s = self._predict_step_s(step.shape) if self._predict_step_s else None
-        self._meter.record(step.online, step_s=step_s, predicted_s=predicted_s, now_s=now_s)
+        self._meter.record(
+            step.online, num_sequences=len(step.chunks), step_s=step_s, predicted_s=predicted_s, now_s=now_s
+        )
 
     def _expected_step_s(self, shape: StepShape) -> float:
         assert self._predict_step_s is not None, "given to the scheduler only with it"
@@ -203,6 +205,9 @@ class Engine:
             prefix_hit_tokens=self._scheduler.num_prefix_hit_tokens,
             prompt_tokens=meter.prompt_tokens,
             generated_tokens=meter.generated_tokens,
+            steps=meter.steps,
+            busy_s=meter.busy_s,
+            step_sequences=meter.step_sequences,
             rss_bytes=self._process.memory_info().rss,
         )
 

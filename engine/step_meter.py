@@ -27,12 +27,20 @@ class StepMeter:
     def __init__(self) -> None:
         self.prompt_tokens = 0
         self.generated_tokens = 0
+        self.steps = 0
+        self.busy_s = 0.0
+        self.step_sequences = 0
         self.prefill_rate = DecayingRate()
         self.decode_rate = DecayingRate()
         self.step_time_ratio = SmoothedRatio()
 
-    def record(self, shape: StepShape, *, step_s: float, predicted_s: float | None, now_s: float) -> None:
-        """`shape` of the online requests, whom the rates are of; the times of the whole step."""
+    def record(
+        self, shape: StepShape, *, num_sequences: int, step_s: float, predicted_s: float | None, now_s: float
+    ) -> None:
+        """`shape` of the online requests, whom the rates are of; sequences and times of the whole step."""
+        self.steps += 1
+        self.busy_s += step_s
+        self.step_sequences += num_sequences
         self.prefill_rate.record(shape.prefill_tokens, now_s)
         self.decode_rate.record(shape.decode_sequences, now_s)
         if predicted_s:

@@ -7,6 +7,7 @@ import contextvars
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from dataclasses import asdict
 from typing import Any
 
 from ray.actor import ActorHandle
@@ -66,6 +67,7 @@ class DecisionFeed:
             "replicas": decision.replicas,
             "shares": decision.shares,
             "reason": decision.reason,
+            "loads": [asdict(load) for load in decision.loads],
             "dry_run": self._posted.dry_run,
             "log": self._posted.log_path,
         }

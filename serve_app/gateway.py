@@ -96,8 +96,9 @@ class Gateway:
         meter: Meter | None = None,
     ) -> None:
         """`served`: by variant, for jobs that run on the fleet; without a meter nothing is recorded."""
-        self._metrics = RequestMetrics(meter or NoMeter(), config.online_classes, config.variants)
         self.served = served or {}
+        shares = {name: self.served[name].spec.share if name in self.served else 1.0 for name in config.variants}
+        self._metrics = RequestMetrics(meter or NoMeter(), config.online_classes, shares)
         self.attainment = Attainment()
         self.traffic = TrafficCounters(config.online_classes, config.variants, config.default_class)
         self.output_lengths = OutputLengths()
@@ -175,19 +176,17 @@ class Gateway:
 
     async def _begin(self, asked: Asked, ends: ExitStack) -> Answer:
         slo = asked.wish.slo
+        self._metrics.offered(slo)
         if not slo.is_background:
             self.attainment.offered(slo)
-            self._metrics.offered(slo)
             self.traffic.arrived(slo.name, asked.prompt_tokens, asked.wish.variant)
         try:
             reply = await self._dispatcher.start(asked.work(self.output_lengths, self._prefix(asked)))
         except ApiError as error:
-            if not slo.is_background:
-                self._refused(slo, error)
+            self._refused(slo, error)
             raise
         except asyncio.CancelledError:
-            if not slo.is_background:
-                self._metrics.cancelled(slo)
+            self._metrics.cancelled(slo)
             raise
         ends.callback(reply.close)
         answer = Answer(
@@ -197,14 +196,14 @@ class Gateway:
             num_choices=asked.body.n,
             arrived_s=asked.wish.arrived_s,
         )
-        if not slo.is_background:
-            self._metrics.begun(slo, answer.choice, asked.prompt_tokens, answer.ttft_ms)
+        self._metrics.begun(slo, answer.choice, asked.prompt_tokens, answer.ttft_ms)
         return answer
 
     def _refused(self, slo: SloLimits, error: ApiError) -> None:
         if error.status == HTTPStatus.TOO_MANY_REQUESTS:
-            self.traffic.refused(slo.name)
             self._metrics.rejected(slo)
+            if not slo.is_background:
+                self.traffic.refused(slo.name)
         elif error.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
             self._metrics.failed(slo)
 
@@ -227,14 +226,14 @@ class Gateway:
 
     def _account(self, asked: Asked, answer: Answer) -> None:
         slo, output_tokens = asked.wish.slo, sum(answer.output_tokens)
-        if slo.is_background:
-            return
         if not answer.is_complete:
             self._metrics.ended_early(slo, answer.choice, output_tokens, is_broken=answer.is_broken)
             return
         outcome = answer.outcome(self._variants[answer.variant].quality)
-        self.attainment.served(slo, outcome)
         self._metrics.served(slo, answer.choice, outcome, output_tokens, answer.duration_s)
+        if slo.is_background:
+            return
+        self.attainment.served(slo, outcome)
         self.traffic.finished(slo.name, output_tokens)
         if not asked.bounded:
             for tokens in answer.output_tokens:

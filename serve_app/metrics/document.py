@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from serve_app.metrics.catalogue import CATALOGUE, Metric, Source
+from cluster.metric_catalogue import CATALOGUE, Metric, Source
 
 PATH = Path(__file__).parents[2] / "docs" / "metrics.md"
 TITLES: dict[Source, str] = {
     "ingress": "Requests, told by the ingress",
     "replica": "Engines, told by each replica",
     "planner": "Scaling, told by the ingress",
+    "job": "Batch jobs, told by their engines' actors",
 }
 OPENING = """# Metrics
 
@@ -19,10 +20,11 @@ Ray's agents export them, one a node, at the addresses that `quantfleet serve` t
 are as exported: `ray_` before them, `_total` behind a counter; of a histogram there are `_bucket`, `_sum` and `_count`.
 To the labels here Ray adds `application`, `deployment` and `replica` (of the ingress or of the replica that tells),
 `SessionName`, `WorkerId` and others of its own. `slo_class` is a class of fleet.yaml, or `request` for limits that a
-request brings. Background requests are in the engines' figures alone. Counters begin at 0 when a process starts;
+request brings. Background requests, which keep no limits, are class
+`background` and counted where they are served, and not among the offered. Counters begin at 0 when a process starts;
 series of a process that has ended are gone after half a minute. `metrics: {enabled: false}` in fleet.yaml records none.
 
-This file is made from serve_app/metrics/catalogue.py by `python -m serve_app.metrics.document`.
+This file is made from cluster/metric_catalogue.py by `python -m serve_app.metrics.document`.
 """
 
 

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, get_args
 
-from serve_app.metrics.catalogue import CATALOGUE
+from autoscaling.sustained import SustainedBound
+from cluster.metric_catalogue import CATALOGUE, Metric
 from serve_app.metrics.meter import Meter
 
 PERIOD_S = 1.0
+BOUNDS = tuple(bound.lower() for bound in get_args(SustainedBound))
+
+Labels = tuple[tuple[str, str], ...]
 
 
 class IngressMetrics:
@@ -21,6 +25,8 @@ class IngressMetrics:
         self._meter = meter
         self._waiting = waiting
         self._decision = decision
+        self._decided_at_s: float | None = None
+        self._told: set[tuple[Metric, Labels]] = set()
 
     async def tell_forever(self) -> None:
         while True:
@@ -36,3 +42,24 @@ class IngressMetrics:
         self._meter.set(CATALOGUE.decision_age, max(0.0, now_s - decision["decided_at_s"]))
         for variant, count in decision["replicas"].items():
             self._meter.set(CATALOGUE.target_replicas, count, variant=variant)
+        if decision["decided_at_s"] != self._decided_at_s:
+            self._decided_at_s = decision["decided_at_s"]
+            self._tell_loads(decision["loads"])
+
+    def _tell_loads(self, loads: Sequence[Mapping[str, Any]]) -> None:
+        """A class that is planned for no more, or elsewhere, needs nothing there: a gauge keeps what it was."""
+        told: dict[tuple[Metric, Labels], float] = {}
+        for load in loads:
+            slo_class, where = load["slo_class"], {"slo_class": load["slo_class"], "variant": load["variant"]}
+            told[CATALOGUE.demand, _labels(slo_class=slo_class)] = load["requests_per_s"]
+            for bound in ("kv", "rate"):
+                told[CATALOGUE.needed_replicas, _labels(bound=bound, **where)] = load[f"{bound}_replicas"]
+            for bound in BOUNDS:
+                told[CATALOGUE.binding, _labels(bound=bound, **where)] = bound == load["bound"].lower()
+        for (metric, labels), value in (dict.fromkeys(self._told, 0.0) | told).items():
+            self._meter.set(metric, value, **dict(labels))
+        self._told |= told.keys()
+
+
+def _labels(**labels: str) -> Labels:
+    return tuple(labels.items())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 from cluster.config import FleetConfig
-from serve_app.metrics.catalogue import Metric
+from cluster.metric_catalogue import Metric
 
 
 class Meter(Protocol):

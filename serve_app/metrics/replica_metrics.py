@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cluster.load import Load
-from serve_app.metrics.catalogue import CATALOGUE
+from cluster.metric_catalogue import CATALOGUE
 from serve_app.metrics.meter import Meter
 
 GAUGES = {
@@ -23,6 +23,9 @@ COUNTERS = {
     CATALOGUE.cached_tokens: "prefix_hit_tokens",
     CATALOGUE.decoded_tokens: "generated_tokens",
     CATALOGUE.preemptions: "preemptions",
+    CATALOGUE.steps: "steps",
+    CATALOGUE.busy_seconds: "busy_s",
+    CATALOGUE.step_sequences: "step_sequences",
 }
 
 
@@ -33,7 +36,7 @@ class ReplicaMetrics:
         self._variant = variant
         self._share = share
         self._told_s = now_s
-        self._counted = dict.fromkeys(COUNTERS.values(), 0)
+        self._counted: dict[str, float] = dict.fromkeys(COUNTERS.values(), 0)
         for metric in (*COUNTERS, CATALOGUE.accelerator_seconds):
             meter.begin(metric, variant=variant)
 

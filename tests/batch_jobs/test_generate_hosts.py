@@ -107,7 +107,7 @@ def test_a_host_that_dies_costs_no_row(checkpoint: Path, tmp_path: Path, hosts: 
         options = ("--variant", "int8", "--max-tokens", "8", "--batch-size", "16", "--engines", "2")
         runs = JobRuns(
             folder=tmp_path,
-            num_rows=600,
+            num_rows=1500,
             rows_per_file=4,
             options=options,
             prefix=first.prefix,

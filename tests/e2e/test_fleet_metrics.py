@@ -8,7 +8,7 @@ import time
 import httpx
 import pytest
 
-from serve_app.metrics.catalogue import CATALOGUE
+from cluster.metric_catalogue import CATALOGUE
 from tests.e2e.conftest import Fleet
 
 pytestmark = pytest.mark.ray

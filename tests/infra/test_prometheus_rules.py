@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from serve_app.metrics.catalogue import CATALOGUE
+from cluster.metric_catalogue import CATALOGUE
 
 FOLDER = Path(__file__).parents[2] / "infra" / "prometheus"
 RULES = sorted((FOLDER / "rules").glob("*.yml"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 
-from serve_app.metrics.catalogue import Metric
+from cluster.metric_catalogue import Metric
 
 Series = tuple[str, tuple[tuple[str, str], ...]]
 

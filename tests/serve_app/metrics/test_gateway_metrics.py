@@ -71,6 +71,7 @@ async def test_a_client_that_leaves_before_the_first_token(running: Any, replica
     assert counts(running) == {"offered": 1, "cancelled": 1}
 
 
-async def test_background_work_is_offered_by_nobody(running: Any) -> None:
+async def test_background_work_is_served_and_offered_by_nobody(running: Any) -> None:
     await chat(running, extra_body={"slo": "background"})
-    assert not any(value for value in running.meter.values.values())
+    assert counts(running, "background") == {"served": 1}
+    assert not counts(running)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import pytest
 
 from cluster.choice import Choice
-from cluster.slo import Outcome, SloLimits
+from cluster.slo import BACKGROUND, Outcome, SloLimits
 from serve_app.metrics.request_metrics import RequestMetrics
 from tests.serve_app.metrics.recorded import RecordingMeter
 
 CHAT = SloLimits(name="chat", ttft_ms=500, tpot_ms=50)
-CHOICE = Choice(variant="int8", replica_id="a", reason="", predicted_ttft_ms=200, predicted_tpot_ms=25)
+CHOICE = Choice(
+    variant="int8", replica_id="a", reason="", predicted_ttft_ms=200, predicted_tpot_ms=25, predicted_cost_s=3
+)
 
 
 def series(name: str, **labels: str) -> tuple[str, tuple[tuple[str, str], ...]]:
@@ -24,7 +26,7 @@ def meter() -> RecordingMeter:
 
 @pytest.fixture
 def metrics(meter: RecordingMeter) -> RequestMetrics:
-    return RequestMetrics(meter, ["chat", "bulk"], ["bf16", "int8"])
+    return RequestMetrics(meter, ["chat", "bulk"], {"bf16": 1.0, "int8": 0.5})
 
 
 def test_every_counter_is_there_before_the_first_request(meter: RecordingMeter, metrics: RequestMetrics) -> None:
@@ -47,6 +49,7 @@ def test_an_answer_within_its_limits(meter: RecordingMeter, metrics: RequestMetr
         series("requests_served", slo_class="chat", variant="int8"): 1,
         series("prompt_tokens", slo_class="chat", variant="int8"): 90,
         series("generated_tokens", slo_class="chat", variant="int8"): 40,
+        series("request_accelerator_seconds", slo_class="chat", variant="int8"): 1.5,
     }
     assert meter.observed == {
         series("ttft_seconds", slo_class="chat", variant="int8"): [0.3],
@@ -76,3 +79,19 @@ def test_other_ends(meter: RecordingMeter, metrics: RequestMetrics) -> None:
     assert counted == [1, 2, 2]
     assert meter.values[series("generated_tokens", slo_class="chat", variant="int8")] == 12
     assert meter.values[series("requests_served", slo_class="chat", variant="int8")] == 0
+
+
+def test_background_requests_are_counted_by_what_they_take(meter: RecordingMeter, metrics: RequestMetrics) -> None:
+    metrics.offered(BACKGROUND)
+    metrics.rejected(BACKGROUND)
+    metrics.begun(BACKGROUND, CHOICE, prompt_tokens=90, ttft_ms=9000)
+    metrics.served(BACKGROUND, CHOICE, Outcome(ttft_ms=9000, tpot_ms=20, quality=1.0), output_tokens=40, duration_s=9.8)
+    metrics.ended_early(BACKGROUND, CHOICE, 2, is_broken=True)
+    labels = {"slo_class": "background", "variant": "int8"}
+    assert {name: value for name, value in meter.values.items() if value} == {
+        series("requests_served", **labels): 1,
+        series("prompt_tokens", **labels): 90,
+        series("generated_tokens", **labels): 42,
+        series("request_accelerator_seconds", **labels): 1.5,
+    }
+    assert not meter.observed

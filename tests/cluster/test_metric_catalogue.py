@@ -1,4 +1,4 @@
-"""The list of metrics keeps Prometheus' conventions, and docs/metrics.md is the list's."""
+"""The list of metrics keeps Prometheus' conventions."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import re
 
 import pytest
 
-from serve_app.metrics.catalogue import CATALOGUE, Metric
-from serve_app.metrics.document import PATH, document
+from cluster.metric_catalogue import CATALOGUE, Metric
 
 METRICS = list(CATALOGUE)
 
@@ -25,7 +24,3 @@ def test_a_metric_keeps_the_conventions(metric: Metric) -> None:
     assert not {"application", "deployment", "replica", "route"} & set(metric.labels), "Ray Serve's own"
     assert bool(metric.boundaries) == (metric.kind == "histogram")
     assert list(metric.boundaries) == sorted(set(metric.boundaries))
-
-
-def test_the_document_is_the_lists() -> None:
-    assert PATH.read_text(encoding="utf-8") == document(), "run python -m serve_app.metrics.document"

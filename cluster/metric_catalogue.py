@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields
 from typing import Literal
 
 Kind = Literal["counter", "gauge", "histogram"]
-Source = Literal["ingress", "replica", "planner"]
+Source = Literal["ingress", "replica", "planner", "job"]
 
 FROM_MS_TO_MINUTES_S = (
     0.01,
@@ -55,6 +55,8 @@ BETWEEN_TOKENS_S = (
     1.0,
 )
 """From one sequence on an H100 (2.3 ms) to a full CPU; limits lie between 20 and 200 ms."""
+FRAMEWORK_S = (0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.1, 0.2, 0.5, 1.0)
+"""Some 3 ms on an idle host; what a slow ingress adds shows from 10 ms on."""
 OFF_BY = (0.1, 0.25, 0.5, 0.67, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0, 4.0, 10.0)
 """Of a ratio: evenly by factors around 1, where a prediction is right."""
 
@@ -159,6 +161,22 @@ class Catalogue:
         boundaries=FROM_MS_TO_MINUTES_S,
         help="From a request's arrival to its last token.",
     )
+    queue: Metric = Metric(
+        name="quantfleet_queue_seconds",
+        kind="histogram",
+        source="ingress",
+        labels=("slo_class", "variant"),
+        boundaries=FROM_MS_TO_MINUTES_S,
+        help="Part of the TTFT: from a request's arrival to the step that begins its prompt, in ingress and replica.",
+    )
+    framework: Metric = Metric(
+        name="quantfleet_framework_seconds",
+        kind="histogram",
+        source="ingress",
+        labels=("variant",),
+        boundaries=FRAMEWORK_S,
+        help="Part of the TTFT that neither the queue nor the engine took: the way there and back through Ray Serve.",
+    )
     ttft_ratio: Metric = Metric(
         name="quantfleet_ttft_prediction_ratio",
         kind="histogram",
@@ -188,6 +206,14 @@ class Catalogue:
         source="ingress",
         labels=("slo_class", "variant"),
         help="Output tokens of requests that have ended, however they did.",
+    )
+    request_seconds: Metric = Metric(
+        name="quantfleet_request_accelerator_seconds",
+        kind="counter",
+        source="ingress",
+        labels=("slo_class", "variant"),
+        help="Seconds of a whole accelerator that requests were predicted to take: prompts, and their parts of the"
+        " decode steps. What replicas hold beyond the sum of it was idle.",
     )
 
     # What a replica's engine says of itself.
@@ -275,6 +301,27 @@ class Catalogue:
         labels=("variant",),
         help="Tokens that the engine generated, for requests that were cancelled too.",
     )
+    steps: Metric = Metric(
+        name="quantfleet_engine_steps",
+        kind="counter",
+        source="replica",
+        labels=("variant",),
+        help="Steps that the engine ran; busy seconds by steps is the mean step time.",
+    )
+    busy_seconds: Metric = Metric(
+        name="quantfleet_engine_busy_seconds",
+        kind="counter",
+        source="replica",
+        labels=("variant",),
+        help="Seconds in which a step ran; its rate is the busy share of the engine.",
+    )
+    step_sequences: Metric = Metric(
+        name="quantfleet_step_sequences",
+        kind="counter",
+        source="replica",
+        labels=("variant",),
+        help="Sequences in steps, summed over them; by steps it is the mean batch.",
+    )
     preemptions: Metric = Metric(
         name="quantfleet_preemptions",
         kind="counter",
@@ -305,11 +352,49 @@ class Catalogue:
         labels=("variant",),
         help="Replicas that the last scaling decision wants.",
     )
+    demand: Metric = Metric(
+        name="quantfleet_planned_requests_per_second",
+        kind="gauge",
+        source="planner",
+        labels=("slo_class",),
+        help="Demand that the last decision planned for: the forecast of what arrives and what waits.",
+    )
+    needed_replicas: Metric = Metric(
+        name="quantfleet_needed_replicas",
+        kind="gauge",
+        source="planner",
+        labels=("slo_class", "variant", "bound"),
+        help="Full replicas that a class needs on the variant planned for it, before headroom and rounding: by `kv`,"
+        " what its sequences hold of a KV cache, by `rate`, what its tokens take of an engine within its limits.",
+    )
+    binding: Metric = Metric(
+        name="quantfleet_binding_bound",
+        kind="gauge",
+        source="planner",
+        labels=("slo_class", "variant", "bound"),
+        help="1 for what ends the batch of a class there: kv, sequences, tpot, ttft or rate; 0 for the others.",
+    )
     decision_age: Metric = Metric(
         name="quantfleet_scaling_decision_age_seconds",
         kind="gauge",
         source="planner",
         help="Since the last scaling decision.",
+    )
+
+    # A batch job, in the Ray cluster that it runs in.
+    job_rows: Metric = Metric(
+        name="quantfleet_job_rows",
+        kind="counter",
+        source="job",
+        labels=("variant", "outcome"),
+        help="Rows of batch jobs that have ended, with `answer` or with `error`.",
+    )
+    job_tokens: Metric = Metric(
+        name="quantfleet_job_tokens",
+        kind="counter",
+        source="job",
+        labels=("variant", "kind"),
+        help="Tokens of batch jobs' ended rows, of kind `prompt` or `generated`.",
     )
 
     def __iter__(self) -> Iterator[Metric]:
