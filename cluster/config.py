@@ -260,6 +260,38 @@ class MetricsSection(Section):
     has its own."""
 
 
+class LoggingSection(Section):
+    """Of ingresses and replicas."""
+
+    format: Literal["text", "json"] = "text"
+    """json: an object a line, and one for each request at its end."""
+    prompts: bool = False
+    """Also the prompt's text, in the line of its request."""
+    folder: str | None = None
+    """On each node; None: Ray's own, which ends with a Ray that `serve` started."""
+
+    @field_validator("folder")
+    @classmethod
+    def _folder_from_anywhere(cls, folder: str | None) -> str | None:
+        """By its whole path: the processes of a fleet work in folders of their own."""
+        return None if folder is None else str(Path(folder).expanduser().resolve())
+
+    @model_validator(mode="after")
+    def _prompts_in_json(self) -> LoggingSection:
+        if self.prompts and self.format != "json":
+            raise ValueError("prompts: true, but format text has no line for a request; say `format: json`, too")
+        return self
+
+
+class TracingSection(Section):
+    """OpenTelemetry spans of requests."""
+
+    endpoint: Annotated[str, Field(pattern=r"^https?://[^\s/]")] | None = None
+    """Of a collector, OTLP over HTTP, such as http://localhost:4318; None: no spans are made."""
+    sample: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """Share of the requests whose client has not decided it (traceparent)."""
+
+
 class FleetConfig(Section):
     """The one configuration; every key has a default but model.source."""
 
@@ -275,6 +307,8 @@ class FleetConfig(Section):
     auth: AuthSection = AuthSection()
     batches: BatchesSection = BatchesSection()
     metrics: MetricsSection = MetricsSection()
+    logging: LoggingSection = LoggingSection()
+    tracing: TracingSection = TracingSection()
 
     @classmethod
     def load(cls, path: str | Path | None = None) -> FleetConfig:

@@ -175,7 +175,8 @@ class Catalogue:
         source="ingress",
         labels=("variant",),
         boundaries=FRAMEWORK_S,
-        help="Part of the TTFT that neither the queue nor the engine took: the way there and back through Ray Serve.",
+        help="Part of the TTFT that neither the queue nor the prompt's steps took: the way to the engine and back"
+        " through Ray Serve, and what was left of the step under way there.",
     )
     ttft_ratio: Metric = Metric(
         name="quantfleet_ttft_prediction_ratio",

@@ -81,6 +81,11 @@ class TokenDelta:
     """Only on the first delta, and only when asked for."""
     cached_tokens: int = 0
     """Prompt tokens taken from the prefix cache; set on the first delta."""
+    queued_s: float | None = None
+    """From its arrival in the engine to the start of the step that ran its first chunk; set on the first delta, and
+    None there too where it ended before it ran. A duration, since clocks of hosts differ."""
+    prefill_s: float | None = None
+    """From the start of that step to the first token; set with it."""
     finish_reason: FinishReason | None = None
     error: str | None = None
 

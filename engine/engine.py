@@ -160,6 +160,7 @@ class Engine:
         if chunks:
             shape, started_s = step_shape(chunks), time.perf_counter()
             online = step_shape([chunk for chunk in chunks if not chunk.sequence.is_background])
+            _end_queueing(chunks, now_s=time.monotonic())
             results = self._launch(chunks)
             step = LaunchedStep(chunks=chunks, shape=shape, online=online, started_s=started_s, results=results)
             self._launched.append(step)
@@ -267,8 +268,6 @@ class Engine:
         delta = live.take(chunk, result, self._runner.eos_token_ids)
         self._scheduler.publish(chunk)
         if delta is not None:
-            if live.sequence.first_token_s is None:
-                live.sequence.first_token_s = time.monotonic()
             self._meter.generated_tokens += 1
             if delta.finish_reason is not None:
                 self._remove(live)
@@ -278,6 +277,13 @@ class Engine:
         self._load = None
         self._scheduler.remove(live.sequence)
         del self._live[live.sequence.request.request_id]
+
+
+def _end_queueing(chunks: list[ScheduledChunk], *, now_s: float) -> None:
+    """For those whose first step this is; a sequence preempted later keeps what it waited at first."""
+    for chunk in chunks:
+        if chunk.sequence.queued_s is None:
+            chunk.sequence.queued_s = now_s - chunk.sequence.arrived_s
 
 
 def build_engine(spec: EngineSpec) -> Engine:

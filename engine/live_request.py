@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Set
 from dataclasses import dataclass, field
 
@@ -25,6 +26,8 @@ class LiveRequest:
             return None
         self.sequence.token_ids.append(result.token_id)
         self.sequence.num_pending_tokens -= 1
+        if self.sequence.first_token_s is None:
+            self.sequence.first_token_s = time.monotonic()
         return self.delta(result=result, finish_reason=self._finish_reason(result.token_id, eos_token_ids))
 
     def delta(
@@ -41,6 +44,8 @@ class LiveRequest:
             logprobs=None if result is None or result.logprob is None else [result.logprob],
             prompt_logprobs=self._prompt_logprobs if first and result is not None and self._prompt_logprobs else None,
             cached_tokens=self.sequence.num_cached_tokens if first else 0,
+            queued_s=self.sequence.queued_s if first else None,
+            prefill_s=self.sequence.prefill_s if first else None,
             finish_reason=finish_reason,
             error=error,
         )

@@ -37,6 +37,8 @@ class Sequence:
     num_cached_tokens: int = 0
     """Prompt tokens that the prefix cache gave at the first admission."""
     num_preemptions: int = 0
+    queued_s: float | None = None
+    """From its arrival to the start of the first step that it had a chunk in."""
     first_token_s: float | None = None
     """When its first token was read, by the engine's clock."""
     block_hashes: list[bytes] = field(default_factory=list)
@@ -51,6 +53,13 @@ class Sequence:
             arrived_s=self.arrived_s,
             number=self.arrival,
         )
+
+    @property
+    def prefill_s(self) -> float | None:
+        """From the start of its first step to its first token."""
+        if self.first_token_s is None or self.queued_s is None:
+            return None
+        return self.first_token_s - self.arrived_s - self.queued_s
 
     @property
     def is_background(self) -> bool:

@@ -115,6 +115,8 @@ def joined(earlier: TokenDelta, later: TokenDelta) -> TokenDelta:
         logprobs=logprobs or None,
         prompt_logprobs=earlier.prompt_logprobs or later.prompt_logprobs,
         cached_tokens=earlier.cached_tokens or later.cached_tokens,
+        queued_s=later.queued_s if earlier.queued_s is None else earlier.queued_s,
+        prefill_s=later.prefill_s if earlier.prefill_s is None else earlier.prefill_s,
         finish_reason=later.finish_reason,
         error=later.error,
     )

@@ -19,6 +19,7 @@ class Answer:
     ) -> None:
         """`prompt_tokens` of all prompts; `num_choices` for each of them. Made when the first token has come."""
         self._reply = reply
+        self.first_token = reply.first_token
         self._outputs = outputs
         self._prompt_tokens = prompt_tokens
         self._num_choices = num_choices

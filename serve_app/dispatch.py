@@ -75,11 +75,27 @@ class Refused(Exception):  # noqa: N818  (an answer, not an error)
         self.retry_after_s = retry_after_s or RETRY_S
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FirstToken:
+    """Where the time to a request's first token went, as far as it is known; the rest went to the ways between."""
+
+    routed_s: float
+    """From its arrival until it was sent to the replica that answers."""
+    queued_s: float
+    """In the engine, until the step that began its prompt."""
+    prefill_s: float
+
+    @property
+    def waited_s(self) -> float:
+        return self.routed_s + self.queued_s
+
+
 class Reply:
     """An admitted request whose first token has come; `close` it when the client has everything, or has gone."""
 
     def __init__(self, view: FleetView, choice: Choice, work: Work, inbox: Inbox) -> None:
         self.choice = choice
+        self._sent_s = time.monotonic()
         self._view = view
         self._link = view.link(choice.replica_id)
         self._work = work
@@ -89,6 +105,16 @@ class Reply:
     async def wait_for_first(self) -> None:
         """Raises ReplicaLost."""
         self._first = await self._next()
+
+    @property
+    def first_token(self) -> FirstToken:
+        """Of the sequence that came first; before `deltas` is read."""
+        first = self._first[0]
+        return FirstToken(
+            routed_s=self._sent_s - self._work.arrived_s,
+            queued_s=first.queued_s or 0.0,
+            prefill_s=first.prefill_s or 0.0,
+        )
 
     async def deltas(self) -> AsyncIterator[tuple[int, TokenDelta]]:
         """With the index of their sequence, until every sequence has ended; ApiError if the replica is lost."""

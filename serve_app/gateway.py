@@ -42,6 +42,7 @@ from serve_app.prompts import (
     max_tokens,
 )
 from serve_app.protocol import ChatBody, CompletionBody, GenerationBody
+from serve_app.request_record import RequestRecord
 from serve_app.streaming import EventStream, events
 
 
@@ -52,6 +53,7 @@ class Wish:
     variant: str | None
     slo: SloLimits
     arrived_s: float
+    record: RequestRecord
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,16 +127,18 @@ class Gateway:
             report[name] = asdict(limits) | counts
         return report
 
-    async def chat(self, body: ChatBody, slo_header: str | None, ends: ExitStack) -> Response:
-        wish = self._wish(body, slo_header)
+    async def chat(self, body: ChatBody, slo_header: str | None, ends: ExitStack, record: RequestRecord) -> Response:
+        wish = self._wish(body, slo_header, record)
         prompt = await chat_prompt(body, self._codec, self._limits)
         asked = self._ask(body, wish, [prompt], DEFAULT_CHAT_TOKENS, body.num_logprobs)
         answer = await self._begin(asked, ends)
         shape = ChatFormat(self._head("chatcmpl", body, answer), self._codec, with_logprobs=bool(body.logprobs))
         return await self._respond(asked, answer, shape, ends)
 
-    async def complete(self, body: CompletionBody, slo_header: str | None, ends: ExitStack) -> Response:
-        wish = self._wish(body, slo_header)
+    async def complete(
+        self, body: CompletionBody, slo_header: str | None, ends: ExitStack, record: RequestRecord
+    ) -> Response:
+        wish = self._wish(body, slo_header, record)
         prompts = await completion_prompts(body, self._codec, self._limits)
         asked = self._ask(body, wish, prompts, DEFAULT_COMPLETION_TOKENS, body.logprobs)
         answer = await self._begin(asked, ends)
@@ -156,9 +160,12 @@ class Gateway:
         except UserError as error:
             raise bad_parameter("slo", str(error)) from None
 
-    def _wish(self, body: GenerationBody, slo_header: str | None) -> Wish:
-        slo = self.slo_of(body, slo_header)
-        return Wish(variant=self._variant(body.model), slo=slo, arrived_s=time.monotonic())
+    def _wish(self, body: GenerationBody, slo_header: str | None, record: RequestRecord) -> Wish:
+        slo, now_s = self.slo_of(body, slo_header), time.monotonic()
+        record.asked(slo.name, now_s, is_stream=bool(body.stream))
+        if self._config.logging.prompts:
+            record.prompt = body.model_dump(mode="json", include={"messages", "prompt"}, exclude_none=True)
+        return Wish(variant=self._variant(body.model), slo=slo, arrived_s=now_s, record=record)
 
     def _variant(self, model: str) -> str | None:
         name, colon, variant = model.partition(":")
@@ -176,6 +183,7 @@ class Gateway:
 
     async def _begin(self, asked: Asked, ends: ExitStack) -> Answer:
         slo = asked.wish.slo
+        asked.wish.record.prompt_tokens = asked.prompt_tokens
         self._metrics.offered(slo)
         if not slo.is_background:
             self.attainment.offered(slo)
@@ -196,7 +204,7 @@ class Gateway:
             num_choices=asked.body.n,
             arrived_s=asked.wish.arrived_s,
         )
-        self._metrics.begun(slo, answer.choice, asked.prompt_tokens, answer.ttft_ms)
+        self._metrics.begun(slo, answer.choice, asked.prompt_tokens, answer.ttft_ms, answer.first_token)
         return answer
 
     def _refused(self, slo: SloLimits, error: ApiError) -> None:
@@ -225,6 +233,7 @@ class Gateway:
         return answer.headers | ({"X-Quantfleet-Fingerprint": served.fingerprint} if served else {})
 
     def _account(self, asked: Asked, answer: Answer) -> None:
+        asked.wish.record.answered(answer)
         slo, output_tokens = asked.wish.slo, sum(answer.output_tokens)
         if not answer.is_complete:
             self._metrics.ended_early(slo, answer.choice, output_tokens, is_broken=answer.is_broken)

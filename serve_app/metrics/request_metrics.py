@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from cluster.choice import Choice
 from cluster.metric_catalogue import CATALOGUE
 from cluster.slo import Outcome, SloLimits
+from serve_app.dispatch import FirstToken
 from serve_app.metrics.meter import Meter
 
 OWN_LIMITS = "request"
@@ -51,7 +52,9 @@ class RequestMetrics:
         if not slo.is_background:
             self._meter.add(CATALOGUE.failed, 1, slo_class=slo.name)
 
-    def begun(self, slo: SloLimits, choice: Choice, prompt_tokens: int, ttft_ms: float) -> None:
+    def begun(
+        self, slo: SloLimits, choice: Choice, prompt_tokens: int, ttft_ms: float, first_token: FirstToken
+    ) -> None:
         """Its first token has come."""
         labels = _labels(slo, choice)
         self._meter.add(CATALOGUE.prompt_tokens, prompt_tokens, **labels)
@@ -60,6 +63,9 @@ class RequestMetrics:
         if slo.is_background:
             return
         self._meter.observe(CATALOGUE.ttft, ttft_ms / 1e3, **labels)
+        self._meter.observe(CATALOGUE.queue, first_token.waited_s, **labels)
+        on_its_way_s = ttft_ms / 1e3 - first_token.waited_s - first_token.prefill_s
+        self._meter.observe(CATALOGUE.framework, max(0.0, on_its_way_s), variant=choice.variant)
         if choice.degraded:
             self._meter.add(CATALOGUE.degraded, 1, **labels)
         if choice.predicted_ttft_ms > 0:

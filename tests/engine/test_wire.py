@@ -67,7 +67,12 @@ TO_PARENT: list[ToParent] = [
     StepMessage(
         deltas=[
             TokenDelta(
-                request_id="a", token_ids=[5], logprobs=[LOGPROB], prompt_logprobs=[None, LOGPROB], cached_tokens=3
+                request_id="a",
+                token_ids=[5],
+                logprobs=[LOGPROB],
+                prompt_logprobs=[None, LOGPROB],
+                cached_tokens=3,
+                queued_s=0.25,
             ),
             TokenDelta(request_id="b", token_ids=[], finish_reason="error", error="why"),
         ],
@@ -96,7 +101,9 @@ def test_frames_come_whole_from_bytes_in_any_pieces(sizes: list[int]) -> None:
 
 def test_waiting_deltas_of_a_request_are_joined() -> None:
     buffer = DeltaBuffer()
-    first = TokenDelta(request_id="a", token_ids=[1], cached_tokens=8, prompt_logprobs=[None], logprobs=[LOGPROB])
+    first = TokenDelta(
+        request_id="a", token_ids=[1], cached_tokens=8, queued_s=0.0, prompt_logprobs=[None], logprobs=[LOGPROB]
+    )
     other = TokenDelta(request_id="b", token_ids=[7])
     last = TokenDelta(request_id="a", token_ids=[2], finish_reason="stop", logprobs=[LOGPROB])
     buffer.add([first, other])
@@ -109,6 +116,7 @@ def test_waiting_deltas_of_a_request_are_joined() -> None:
             logprobs=[LOGPROB, LOGPROB],
             prompt_logprobs=[None],
             cached_tokens=8,
+            queued_s=0.0,
             finish_reason="stop",
         ),
         other,

@@ -6,6 +6,7 @@ import pytest
 
 from cluster.choice import Choice
 from cluster.slo import BACKGROUND, Outcome, SloLimits
+from serve_app.dispatch import FirstToken
 from serve_app.metrics.request_metrics import RequestMetrics
 from tests.serve_app.metrics.recorded import RecordingMeter
 
@@ -13,6 +14,8 @@ CHAT = SloLimits(name="chat", ttft_ms=500, tpot_ms=50)
 CHOICE = Choice(
     variant="int8", replica_id="a", reason="", predicted_ttft_ms=200, predicted_tpot_ms=25, predicted_cost_s=3
 )
+
+FIRST = FirstToken(routed_s=0.0625, queued_s=0.03125, prefill_s=0.125)
 
 
 def series(name: str, **labels: str) -> tuple[str, tuple[tuple[str, str], ...]]:
@@ -40,7 +43,7 @@ def test_every_counter_is_there_before_the_first_request(meter: RecordingMeter, 
 
 def test_an_answer_within_its_limits(meter: RecordingMeter, metrics: RequestMetrics) -> None:
     metrics.offered(CHAT)
-    metrics.begun(CHAT, CHOICE, prompt_tokens=90, ttft_ms=300)
+    metrics.begun(CHAT, CHOICE, prompt_tokens=90, ttft_ms=300, first_token=FIRST)
     metrics.served(CHAT, CHOICE, Outcome(ttft_ms=300, tpot_ms=20, quality=1.0), output_tokens=40, duration_s=1.08)
     counted = {name: value for name, value in meter.values.items() if value}
     assert counted == {
@@ -54,6 +57,8 @@ def test_an_answer_within_its_limits(meter: RecordingMeter, metrics: RequestMetr
     assert meter.observed == {
         series("ttft_seconds", slo_class="chat", variant="int8"): [0.3],
         series("tpot_seconds", slo_class="chat", variant="int8"): [0.02],
+        series("queue_seconds", slo_class="chat", variant="int8"): [0.0625 + 0.03125],
+        series("framework_seconds", variant="int8"): [pytest.approx(0.3 - 0.0625 - 0.03125 - 0.125)],
         series("request_duration_seconds", slo_class="chat", variant="int8"): [1.08],
         series("ttft_prediction_ratio", variant="int8"): [1.5],
         series("tpot_prediction_ratio", variant="int8"): [0.8],
@@ -84,7 +89,7 @@ def test_other_ends(meter: RecordingMeter, metrics: RequestMetrics) -> None:
 def test_background_requests_are_counted_by_what_they_take(meter: RecordingMeter, metrics: RequestMetrics) -> None:
     metrics.offered(BACKGROUND)
     metrics.rejected(BACKGROUND)
-    metrics.begun(BACKGROUND, CHOICE, prompt_tokens=90, ttft_ms=9000)
+    metrics.begun(BACKGROUND, CHOICE, prompt_tokens=90, ttft_ms=9000, first_token=FIRST)
     metrics.served(BACKGROUND, CHOICE, Outcome(ttft_ms=9000, tpot_ms=20, quality=1.0), output_tokens=40, duration_s=9.8)
     metrics.ended_early(BACKGROUND, CHOICE, 2, is_broken=True)
     labels = {"slo_class": "background", "variant": "int8"}
