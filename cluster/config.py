@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from ipaddress import ip_address
 from pathlib import Path
@@ -286,10 +287,17 @@ class LoggingSection(Section):
 class TracingSection(Section):
     """OpenTelemetry spans of requests."""
 
-    endpoint: Annotated[str, Field(pattern=r"^https?://[^\s/]")] | None = None
+    endpoint: str | None = None
     """Of a collector, OTLP over HTTP, such as http://localhost:4318; None: no spans are made."""
     sample: Annotated[float, Field(ge=0, le=1)] = 1.0
     """Share of the requests whose client has not decided it (traceparent)."""
+
+    @field_validator("endpoint")
+    @classmethod
+    def _http_address(cls, endpoint: str | None) -> str | None:
+        if endpoint is not None and not re.match(r"https?://[^\s/]+\S*$", endpoint):
+            raise ValueError(f"{endpoint!r} is no http address; a collector's is http://localhost:4318")
+        return endpoint
 
 
 class FleetConfig(Section):

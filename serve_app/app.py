@@ -8,16 +8,17 @@ from typing import Any
 
 from ray import serve
 from ray.serve.config import AutoscalingConfig, RequestRouterConfig
-from ray.serve.schema import LoggingConfig
 
 from autoscaling.policy import INGRESS
 from cluster.config import FleetConfig
 from serve_app.batches.job_key import new_job_key
 from serve_app.blueprint import Blueprint, VariantPlan
 from serve_app.ingress import NUM_INGRESSES, ingress_class
+from serve_app.logs import serve_logging
 from serve_app.metrics.meter import meter_of
 from serve_app.replica import Replica
 from serve_app.replica_pin import ReplicaPin
+from serve_app.span_export import require_exporter
 
 MAX_ONGOING_REQUESTS = 100_000
 """Far above what any replica admits: the engine decides, not Serve's queue (whose default is 5)."""
@@ -37,7 +38,9 @@ def build(args: Mapping[str, str]) -> serve.Application:
     variant at its min, since a scaling policy is not the application's to choose; `blueprint`: as JSON, with one."""
     if "blueprint" in args:
         return application(Blueprint.from_json(args["blueprint"]))
-    blueprint = Blueprint.of(FleetConfig.load(args.get("config")).fixed())
+    config = FleetConfig.load(args.get("config"))
+    require_exporter(config.tracing)
+    blueprint = Blueprint.of(config.fixed())
     for variant in blueprint.variants:
         blueprint = blueprint.measured(variant)
     return application(blueprint)
@@ -53,7 +56,7 @@ def application(blueprint: Blueprint) -> serve.Application:
         max_ongoing_requests=MAX_ONGOING_REQUESTS,
         graceful_shutdown_timeout_s=INGRESS_SHUTDOWN_S,
         ray_actor_options={"num_cpus": 0},
-        logging_config=LoggingConfig(enable_access_log=False),
+        logging_config=serve_logging(blueprint.config.logging),
     )
     return ingress.bind(blueprint, replicas, new_job_key())
 
@@ -72,7 +75,7 @@ def _variant(blueprint: Blueprint, name: str, plan: VariantPlan) -> serve.Applic
         health_check_timeout_s=HEALTH_CHECK_TIMEOUT_S,
         ray_actor_options={"num_cpus": 0, "num_gpus": plan.spec.num_gpus},
         request_router_config=RequestRouterConfig(request_router_class=ReplicaPin),
-        logging_config=LoggingConfig(enable_access_log=False),
+        logging_config=serve_logging(blueprint.config.logging),
     )
     return deployment.bind(plan.spec, meter_of(blueprint.config))
 

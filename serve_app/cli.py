@@ -1,4 +1,4 @@
-"""The commands serve, keys create and demo; it knows their options and leaves the work to others."""
+"""The commands serve, top, keys create and demo; it knows their options and leaves the work to others."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ ConfigArgument = Annotated[
 
 def register(app: typer.Typer) -> None:
     app.command()(serve)
+    app.command()(top)
     app.command()(demo)
     keys = typer.Typer(help="API keys.", no_args_is_help=True)
     keys.command("create")(create)
@@ -45,6 +46,23 @@ def serve(
                 time.sleep(3600)
     except SystemExit:
         console.print("ended")
+
+
+def top(
+    url: Annotated[str, typer.Option(help="The fleet's address.")] = "http://127.0.0.1:8000",
+    period_s: Annotated[float, typer.Option("--period-s", help="Seconds between two looks.", min=0.2)] = 1.0,
+    once: Annotated[bool, typer.Option("--once", help="Print one frame and end.")] = False,
+) -> None:
+    """Watch a running fleet in the terminal, until Ctrl-C; its key, if it wants one, in QUANTFLEET_API_KEY."""
+    from rich.console import Console
+
+    from serve_app.top import FleetClient, api_key, show, show_once
+
+    client = FleetClient(url, api_key())
+    if once:
+        show_once(client, Console())
+    else:
+        show(client, Console(), period_s=period_s)
 
 
 def usage_example(base_url: str, model: str, needs_key: bool) -> str:

@@ -25,6 +25,7 @@ from serve_app.ray_cluster import joined_ray, metrics_urls
 from serve_app.ray_settings import free_ports
 from serve_app.scaled_app import deploy_scaled
 from serve_app.scaling_terms import decision_log_path, serve_policy
+from serve_app.span_export import require_exporter
 
 APP_NAME = "quantfleet"
 DRAIN_TIMEOUT_S = 15.0
@@ -113,6 +114,7 @@ def with_free_port(config: FleetConfig) -> FleetConfig:
 
 def _blueprint(config: FleetConfig, console: Console) -> Blueprint:
     """With a profile of every variant, measured where there is none yet."""
+    require_exporter(config.tracing)
     with _stage(console, "model and placement"):
         blueprint = Blueprint.of(config)
     for name in blueprint.variants:

@@ -6,7 +6,7 @@ import asyncio
 import contextvars
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -38,17 +38,20 @@ from serve_app.errors import ApiError, shutting_down, unknown_model
 from serve_app.fleet_view import POLL_PERIOD_S, FleetView
 from serve_app.gateway import Gateway
 from serve_app.http_body import read_body
+from serve_app.logs import request_log
 from serve_app.metrics.ingress_metrics import IngressMetrics
 from serve_app.metrics.meter import meter_of
 from serve_app.prompts import Limits
 from serve_app.protocol import Body, ChatBody, CompletionBody, parse
+from serve_app.request_record import Observer, RequestRecord, recorded
+from serve_app.tracing import request_tracer
 
 log = logging.getLogger("ray.serve")
 
 NUM_INGRESSES = 1
 """The router scales its own dispatches by it."""
 
-Answerer = Callable[[Any, str | None, ExitStack], Awaitable[Response]]
+Answerer = Callable[[Any, str | None, ExitStack, RequestRecord], Awaitable[Response]]
 
 
 class Surface:
@@ -63,8 +66,10 @@ class Surface:
         feed: DecisionFeed | None = None,
         batches: BatchRoutes | None = None,
         job_key: str | None = None,
+        observers: Sequence[Observer] = (),
     ) -> None:
-        """`feed`: of an autoscaled fleet; `batches`: where OpenAI's Batch API is to be had, `job_key`: its jobs'."""
+        """`feed`: of an autoscaled fleet; `batches`: where OpenAI's Batch API is to be had, `job_key`: its jobs';
+        `observers` of generation requests."""
         self._config = config
         self._feed = feed
         self._batches = batches
@@ -78,6 +83,7 @@ class Surface:
         self._background = ConcurrencyLimit(config.auth.max_background_requests, "auth.max_background_requests")
         self._created_s = int(time.time())
         self._draining = False
+        self._observers = observers
 
     @property
     def in_flight(self) -> int:
@@ -190,12 +196,14 @@ class Surface:
     async def _answer(self, request: Request, kind: type[Body], answer: Answerer) -> Response:
         slo_header = request.headers.get("x-slo-class")
         with ExitStack() as ends:
-            caller = ends.enter_context(self.entered(request))
+            record = ends.enter_context(recorded(request, self._observers))
+            place = ends.enter_context(ExitStack())
+            caller = place.enter_context(self.entered(request))
             body = parse(kind, await read_body(request, self._config.http.max_body_bytes))
             if self._gateway.slo_of(body, slo_header).is_background:
-                ends.close()  # it takes the place of no other request
-                ends.enter_context(self._background.held(caller))
-            return await answer(body, slo_header, ends)
+                place.close()  # it takes the place of no other request
+                place.enter_context(self._background.held(caller))
+            return await answer(body, slo_header, ends, record)
 
 
 class Ingress:
@@ -221,7 +229,8 @@ class Ingress:
         shelves = Shelves.of(config)
         self._batches = Supervisor(shelves=shelves, config=config, environment=job_environment(job_key))
         routes = BatchRoutes(shelves=shelves, limits=config.batches, wake=self._batches.wake)
-        self._surface = Surface(config, gateway, self._view, self._dispatcher, feed, routes, job_key)
+        observers: list[Observer] = [*request_tracer(config.tracing), *request_log(config.logging)]
+        self._surface = Surface(config, gateway, self._view, self._dispatcher, feed, routes, job_key, observers)
         self._view.start()
         self._batches.start()
         if feed is not None:

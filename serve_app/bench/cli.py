@@ -1,4 +1,4 @@
-"""The command `bench replay`; it imports what it needs when it runs, and sends nothing itself."""
+"""The commands `bench replay` and `bench observability`; they import what they need when they run."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ PIPE_COLUMNS = 150
 
 def register_bench(bench: typer.Typer) -> None:
     bench.command("replay")(bench_replay)
+    bench.command("observability")(bench_observability)
 
 
 def bench_replay(
@@ -83,3 +84,26 @@ def bench_replay(
                 highlight=False,
             )
     console.print(f"sent at most {replayed.worst_lag_s * 1e3:.0f} ms late", highlight=False)
+
+
+def bench_observability(
+    config: Annotated[
+        Path | None, typer.Argument(help="fleet.yaml; without it ./fleet.yaml, else the built-in.")
+    ] = None,
+    num_pairs: Annotated[int, typer.Option("--pairs", help="Runs with metrics, and as many without.")] = 7,
+    streams: Annotated[int, typer.Option(help="Requests at a time.")] = 8,
+    requests: Annotated[int, typer.Option(help="Of each stream, one after another, in each run.")] = 10,
+) -> None:
+    """Measure what metrics cost: output tokens a second of fleets with and without them, in turn."""
+    from rich.console import Console
+
+    from cluster.config import FleetConfig
+    from serve_app.bench.observability import Load, observability_table, pairs
+
+    console = Console()
+    found = []
+    with console.status("starting fleets and ending them"):
+        for pair in pairs(FleetConfig.load(config), Load(streams=streams, requests=requests), num_pairs):
+            found.append(pair)
+            console.print(f"{pair.on:.1f} tokens/s with metrics, {pair.off:.1f} without", highlight=False)
+    console.print(observability_table(found))

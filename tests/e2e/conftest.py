@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,13 +80,13 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
 
 
 @pytest.fixture(scope="session")
-def serve_of() -> Callable[[str, Path], AbstractContextManager[Fleet]]:
+def serve_of() -> Callable[..., AbstractContextManager[Fleet]]:
     """For a test with a fleet of its own."""
     return served
 
 
 @contextmanager
-def served(fleet_yaml: str, folder: Path) -> Iterator[Fleet]:
+def served(fleet_yaml: str, folder: Path, environment: Mapping[str, str] | None = None) -> Iterator[Fleet]:
     batches = f"batches: {{folder: {folder / 'batches'}}}\n"  # of these tests alone, not the user's
     (folder / "fleet.yaml").write_text(fleet_yaml if "batches:" in fleet_yaml else fleet_yaml + batches)
     log = folder / "serve.log"
@@ -94,6 +94,7 @@ def served(fleet_yaml: str, folder: Path) -> Iterator[Fleet]:
         process = subprocess.Popen(
             [sys.executable, "-m", "quantfleet", "serve", str(folder / "fleet.yaml")],
             cwd=ROOT,
+            env=os.environ | dict(environment or {}),
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,

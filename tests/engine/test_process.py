@@ -79,6 +79,10 @@ async def test_requests_are_answered_together(client: EngineProcess) -> None:
     for country, capital in questions.items():
         assert capital in codec.decode(done[country].token_ids)
         assert done[country].finish_reason in ("stop", "length")
+        told = done[country]
+        assert told.queued_s is not None
+        assert told.prefill_s is not None
+        assert 0 <= told.queued_s < told.queued_s + told.prefill_s < 60
 
 
 async def test_an_invalid_request_is_a_value_error(client: EngineProcess) -> None:

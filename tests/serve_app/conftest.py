@@ -34,6 +34,7 @@ from serve_app.ingress import Surface
 from serve_app.outbox import Outbox
 from serve_app.prompts import Limits
 from serve_app.replica_gone import ReplicaGone
+from serve_app.request_record import RequestRecord
 from serve_app.wire import Answer, decode_submission, encode
 from tests.serve_app.metrics.recorded import RecordingMeter
 
@@ -122,6 +123,8 @@ class ScriptedReplica:
         return TokenDelta(
             request_id=request.request_id,
             token_ids=[token_id],
+            queued_s=0.25 * self.step_s if number == 0 else None,
+            prefill_s=0.5 * self.step_s if number == 0 else None,
             logprobs=[logprob] if request.sampling.logprobs is not None else None,
             prompt_logprobs=prompt if asks_prompt else None,
             finish_reason="stop" if last else "length" if at_end else None,
@@ -224,6 +227,8 @@ class Running:
     direct: httpx.AsyncClient
     """Without a connection: a cancelled call cancels the route, as Serve does when a client goes away."""
     meter: RecordingMeter
+    records: list[RequestRecord]
+    """Of requests that have ended."""
 
 
 @pytest.fixture
@@ -245,7 +250,8 @@ async def running(
     batches = BatchRoutes(shelves=shelves, limits=config.batches, wake=lambda: None)
     meter = RecordingMeter()
     gateway = Gateway(config, codec, limits, dispatcher, meter=meter)
-    surface = Surface(config, gateway, view, dispatcher, batches=batches)
+    records: list[RequestRecord] = []
+    surface = Surface(config, gateway, view, dispatcher, batches=batches, observers=[records.append])
     view.start()
     api = surface.api()
     server = uvicorn.Server(uvicorn.Config(api, port=0, log_level="error", lifespan="off"))
@@ -267,6 +273,7 @@ async def running(
             direct=direct,
             shelves=shelves,
             meter=meter,
+            records=records,
         )
     view.stop()
     server.should_exit = True

@@ -23,5 +23,5 @@ def test_every_command_has_a_line_of_help() -> None:
     app = typer.Typer()
     register(app)
     help_text = CliRunner().invoke(app, ["--help"]).output
-    for command in ("serve", "keys", "demo"):
+    for command in ("serve", "top", "keys", "demo"):
         assert command in help_text

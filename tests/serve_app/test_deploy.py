@@ -8,6 +8,7 @@ import shlex
 import signal
 import socket
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -103,3 +104,9 @@ def test_authentication_is_the_users_where_they_chose(tmp_path: Path, monkeypatc
     settings: dict[str, Any] = fleet_environment(tmp_path, 2)
     assert settings["RAY_AUTH_MODE"] == "disabled"
     assert "RAY_AUTH_TOKEN" not in settings
+
+
+def test_what_serve_does_before_rays_settings_are_made_imports_no_ray() -> None:
+    """Ray reads them when it is imported: one that was imported before listens on the host's own address."""
+    check = "import sys, quantfleet, serve_app.deploy; sys.exit('ray' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
