@@ -14,6 +14,7 @@ import batch_jobs.cli
 import engine.cli
 import serve_app.bench.cli
 import serve_app.cli
+import serve_app.dashboards.cli
 from cluster.errors import UserError
 
 app = typer.Typer(
@@ -46,6 +47,7 @@ engine.cli.register_bench(bench)
 autoscaling.cli.register_bench(bench)
 batch_jobs.bench.cli.register_bench(bench)
 serve_app.bench.cli.register_bench(bench)
+serve_app.dashboards.cli.register(app)
 app.add_typer(bench, name="bench")
 
 

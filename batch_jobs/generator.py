@@ -143,8 +143,8 @@ def row_seed(seed: int, row_id: str) -> int:
     return int.from_bytes(digest, "big") >> 1
 
 
-def encoded_table(rows: Iterable[EncodedRow], places: pa.ChunkedArray) -> pa.Table:
-    """ENCODED_SCHEMA; `places` as in the rows' table before."""
+def encoded_table(rows: Iterable[EncodedRow], places: pa.StructArray) -> pa.Table:
+    """ENCODED_SCHEMA; `places` of the rows."""
     rows = list(rows)
     columns = {each.name: [getattr(row, each.name) for row in rows] for each in fields(EncodedRow)}
     return pa.Table.from_pydict(columns | {PLACE: places}, ENCODED_SCHEMA)

@@ -30,6 +30,8 @@ def fleet_environment(temp_dir: Path, cores: int) -> dict[str, str]:
         # Together they bring a streamed request of 100 chunks through two deployments from 148 to 26 ms of CPU.
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+        # It holds 1000 log lines back, which a replica that is killed takes with it. Access logs are off, so few come.
+        "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1",
         # HAProxy's files would be /tmp/haproxy-serve for all users, and its two ports the same for all fleets.
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(proxy / "haproxy.cfg"),
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(proxy / "admin.sock"),

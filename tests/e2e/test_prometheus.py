@@ -14,15 +14,15 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 import yaml
-from serve_app.dashboards import expressions
 
+from serve_app.dashboards.boards import expressions
 from serve_app.ray_settings import fleet_environment
 from tests.e2e.conftest import ROOT
 
@@ -118,20 +118,22 @@ def has_data(server: str, expression: str) -> bool:
 def test_every_expression_returns_data(serve_of: Any, tmp_path: Path) -> None:
     wanted = rule_expressions() | {f"{each.board}, {each.panel}: {each.expr}": each.expr for each in expressions()}
     assert len(wanted) > 30
-    with tempfile.TemporaryDirectory(prefix="qf") as ray_folder, ray_head(Path(ray_folder)) as environment:
-        with serve_of(FLEET_YAML, tmp_path, environment) as fleet:
-            url = re.search(r"Metrics for Prometheus: http://(\S+)/metrics", fleet.log.read_text())
-            assert url is not None
-            (tmp_path / "prometheus").mkdir()
-            with prometheus(tmp_path / "prometheus", url[1]) as server:
-                job = started_job(tmp_path, environment)
-                missing = dict(wanted)
-                deadline_s = time.monotonic() + SCRAPED_TIMEOUT_S
-                while missing and time.monotonic() < deadline_s:
-                    some_traffic(fleet)
-                    missing = {name: expr for name, expr in missing.items() if not has_data(server, expr)}
-                job.terminate()
-                job.wait(60)
+    with ExitStack() as stack:
+        ray_folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="qf")))
+        environment = stack.enter_context(ray_head(ray_folder))
+        fleet = stack.enter_context(serve_of(FLEET_YAML, tmp_path, environment))
+        url = re.search(r"Metrics for Prometheus: http://(\S+)/metrics", fleet.log.read_text())
+        assert url is not None
+        (tmp_path / "prometheus").mkdir()
+        server = stack.enter_context(prometheus(tmp_path / "prometheus", url[1]))
+        job = started_job(tmp_path, environment)
+        missing = dict(wanted)
+        deadline_s = time.monotonic() + SCRAPED_TIMEOUT_S
+        while missing and time.monotonic() < deadline_s:
+            some_traffic(fleet)
+            missing = {name: expr for name, expr in missing.items() if not has_data(server, expr)}
+        job.terminate()
+        job.wait(60)
     assert missing == {}
 
 
