@@ -134,7 +134,8 @@ class EngineFeeder:
         self._thread.join()
 
     def _take(self, rows: Iterable[_Row]) -> None:
-        self._waiting.extend(rows)
+        """Of a slice the rows that may be longest first: the last slice then ends without one that runs alone."""
+        self._waiting.extend(sorted(rows, key=lambda row: -row.request.sampling.max_tokens))
         self._news.set()
 
     async def _run(self) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import psutil
 import pytest
@@ -161,3 +161,34 @@ def wait_for(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < deadline_s, "it did not happen in time"
         time.sleep(0.02)
+
+
+class Watched:
+    """A real engine, and what it was given in what order."""
+
+    def __init__(self, engine: EngineProcess, submitted: list[str]) -> None:
+        self._engine = engine
+        self._submitted = submitted
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
+
+    async def submit(self, request: GenerationRequest) -> Verdict:
+        self._submitted.append(request.request_id)
+        return await self._engine.submit(request)
+
+
+def test_the_rows_of_a_slice_that_may_be_longest_go_first_and_come_back_in_their_places(tiny_spec: EngineSpec) -> None:
+    submitted: list[str] = []
+    feeder = EngineFeeder(tiny_spec, start=lambda spec: Watched(EngineProcess.start(spec), submitted))
+    bounds = [3, 9, 1, 9, 5]
+    slices = [
+        replace(one, sampling=replace(GREEDY, max_tokens=bound))
+        for one, bound in zip(requests("row", 5), bounds, strict=True)
+    ]
+    try:
+        outcomes = feeder.generate(slices)
+    finally:
+        feeder.close()
+    assert submitted == ["row-1", "row-3", "row-4", "row-0", "row-2"]
+    assert [len(outcome.token_ids) for outcome in outcomes] == bounds
