@@ -150,6 +150,8 @@ class AcceleratorSection(Section):
     name: str = "auto"
     """Detected, or a name of the registry, to plan for hardware one does not have."""
     price_per_hour: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    resource: Name | None = None
+    """Of Ray's nodes that have it, in a cluster that has others too: `ray start --resources '{"NAME": 1}'`."""
 
 
 class ReplicaBounds(Section):

@@ -6,11 +6,13 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
+import ray
 from ray import serve
 from ray.serve.config import AutoscalingConfig, RequestRouterConfig
 
 from autoscaling.policy import INGRESS
 from cluster.config import FleetConfig
+from engine.profiling import ensure_profile
 from serve_app.batches.job_key import new_job_key
 from serve_app.blueprint import Blueprint, VariantPlan
 from serve_app.ingress import NUM_INGRESSES, ingress_class
@@ -29,6 +31,8 @@ METRICS_INTERVAL_S = 1.0
 """How often replicas and ingresses tell the scaling policy of themselves. Serve 2.60 deprecates the key for
 RAY_SERVE_*_METRIC_PUSH_INTERVAL_S and does not read those yet; its default of 10 s would let a burst wait."""
 LOOK_BACK_S = 10.0
+SOME_OF_A_RESOURCE = 0.001
+"""It says where, not how many: GPUs are counted as such."""
 HEALTH_CHECK_PERIOD_S = 1.0
 HEALTH_CHECK_TIMEOUT_S = 10.0
 
@@ -38,12 +42,25 @@ def build(args: Mapping[str, str]) -> serve.Application:
     variant at its min, since a scaling policy is not the application's to choose; `blueprint`: as JSON, with one."""
     if "blueprint" in args:
         return application(Blueprint.from_json(args["blueprint"]))
-    config = FleetConfig.load(args.get("config"))
+    return application(_measured(FleetConfig.load(args.get("config")).fixed()))
+
+
+def build_scaled(args: Mapping[str, str]) -> serve.Application:
+    """With `autoscaling_policy: {policy_function: "serve_app.file_policy:FilePolicy", policy_kwargs: {config: FILE}}`
+    beside it, as a config file of `serve deploy` or KubeRay's serveConfigV2 says it; `args: {config: FILE}`."""
+    return application(_measured(FleetConfig.load(args["config"])))
+
+
+def _measured(config: FleetConfig) -> Blueprint:
+    """With speed profiles; those of a GPU are measured on a node that has one and kept in a cache that all share."""
     require_exporter(config.tracing)
-    blueprint = Blueprint.of(config.fixed())
-    for variant in blueprint.variants:
+    blueprint = Blueprint.of(config)
+    for variant, plan in blueprint.variants.items():
+        if plan.spec.num_gpus:
+            measure = ray.remote(**actor_options(blueprint, plan), max_calls=1)(ensure_profile)
+            ray.get(measure.remote(plan.spec))
         blueprint = blueprint.measured(variant)
-    return application(blueprint)
+    return blueprint
 
 
 def application(blueprint: Blueprint) -> serve.Application:
@@ -61,8 +78,18 @@ def application(blueprint: Blueprint) -> serve.Application:
     return ingress.bind(blueprint, replicas, new_job_key())
 
 
+def actor_options(blueprint: Blueprint, plan: VariantPlan) -> dict[str, Any]:
+    """What of a node a replica takes. The engine's threads are counted by the planner, so Ray reserves no cores: it
+    would only refuse to start them."""
+    resource = blueprint.config.accelerator.resource
+    return {
+        "num_cpus": 0,
+        "num_gpus": plan.spec.num_gpus,
+        "resources": {} if resource is None else {resource: SOME_OF_A_RESOURCE},
+    }
+
+
 def _variant(blueprint: Blueprint, name: str, plan: VariantPlan) -> serve.Application:
-    """The engine's threads are counted by the planner, so Ray reserves no cores: it would only refuse to start them."""
     deployment = serve.deployment(
         Replica,
         name=name,
@@ -73,7 +100,7 @@ def _variant(blueprint: Blueprint, name: str, plan: VariantPlan) -> serve.Applic
         graceful_shutdown_wait_loop_s=0.5,
         health_check_period_s=HEALTH_CHECK_PERIOD_S,
         health_check_timeout_s=HEALTH_CHECK_TIMEOUT_S,
-        ray_actor_options={"num_cpus": 0, "num_gpus": plan.spec.num_gpus},
+        ray_actor_options=actor_options(blueprint, plan),
         request_router_config=RequestRouterConfig(request_router_class=ReplicaPin),
         logging_config=serve_logging(blueprint.config.logging),
     )

@@ -20,7 +20,7 @@ from cluster.prediction import ReplicaLimits
 from cluster.profile import Profile
 from cluster.slo import background_step_s
 from engine.checkpoint import ensure_checkpoint, with_weights
-from engine.profiling import ensure_profile
+from engine.profiling import ensure_profile, profile_key, profile_path
 from serve_app.batches.shelf import Shelves
 
 
@@ -96,6 +96,14 @@ class Blueprint:
         profile = Profile.from_json(path.read_text())
         plan = replace(plan, profile=profile, spec=replace(plan.spec, profile_path=str(path)))
         return replace(self, variants=self.variants | {variant: plan})
+
+    def with_known_profiles(self) -> Blueprint:
+        """Those that are on disk; nothing is measured."""
+        plans = {
+            name: replace(plan, profile=Profile.load(profile_path(plan.spec), profile_key(plan.spec)))
+            for name, plan in self.variants.items()
+        }
+        return replace(self, variants=plans)
 
     def cost_models(self) -> dict[str, CostModel]:
         return {

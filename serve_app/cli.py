@@ -1,4 +1,4 @@
-"""The commands serve, top, keys create and demo; it knows their options and leaves the work to others."""
+"""The commands serve, top, keys create, ray-env and demo; it knows their options and leaves the work to others."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ def register(app: typer.Typer) -> None:
     keys = typer.Typer(help="API keys.", no_args_is_help=True)
     keys.command("create")(create)
     app.add_typer(keys, name="keys")
+    app.command("ray-env")(ray_env)
 
 
 def serve(
@@ -63,6 +64,19 @@ def top(
         show_once(client, Console())
     else:
         show(client, Console(), period_s=period_s)
+
+
+def ray_env(
+    folder: Annotated[Path | None, typer.Option(help="Where HAProxy's wrapper is kept; the cache folder.")] = None,
+) -> None:
+    """Print the settings that every host of a Ray cluster needs before `ray start`: eval "$(quantfleet ray-env)"."""
+    from cluster.models import cache_dir
+    from serve_app.ray_settings import haproxy_without_splice, host_environment
+
+    folder = (folder or cache_dir()).expanduser().resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, value in host_environment(haproxy_without_splice(folder)).items():
+        typer.echo(f"export {name}={shlex.quote(value)}")
 
 
 def usage_example(base_url: str, model: str, needs_key: bool) -> str:

@@ -235,7 +235,9 @@ class Ingress:
         self._batches.start()
         if feed is not None:
             feed.start()
-        metrics = IngressMetrics(meter, lambda: self._dispatcher.waiting, feed.describe if feed else lambda: None)
+        at_start = {name: plan.num_replicas for name, plan in blueprint.variants.items()}
+        decision = feed.describe if feed else lambda: None
+        metrics = IngressMetrics(meter, at_start, lambda: self._dispatcher.waiting, decision)
         self._telling = asyncio.create_task(metrics.tell_forever(), context=contextvars.Context())
 
     def __serve_build_asgi_app__(self) -> FastAPI:

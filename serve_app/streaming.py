@@ -15,6 +15,7 @@ from serve_app.errors import ApiError
 from serve_app.formats import Format
 
 DONE = b"data: [DONE]\n\n"
+LINE_ENDS = "\x85\u2028\u2029"
 
 
 class EventStream(StreamingResponse):
@@ -55,4 +56,8 @@ async def events(answer: Answer, shape: Format, *, include_usage: bool) -> Async
 
 
 def event(data: Mapping[str, Any]) -> bytes:
-    return b"data: " + msgspec.json.encode(data) + b"\n\n"
+    """One line for every client: JSON leaves three of Unicode's line ends as they are, and httpx splits at all."""
+    line = msgspec.json.encode(data)
+    for character in LINE_ENDS:
+        line = line.replace(character.encode(), f"\\u{ord(character):04x}".encode())
+    return b"data: " + line + b"\n\n"

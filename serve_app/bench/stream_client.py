@@ -70,7 +70,7 @@ class StreamClient:
         async with self._http.stream("POST", "completions", json=body) as response:
             if response.status_code != HTTPStatus.OK:
                 return Refused(status=response.status_code, reason=_message(await response.aread()))
-            return await _timed(_events(response))
+            return await _timed(events(response))
 
     def prompt(self, arrival: Arrival, number: int) -> list[int]:
         tokens: list[int] = []
@@ -84,16 +84,20 @@ class StreamClient:
         return random.Random(f"{self._run} {seed}").choices(range(FIRST_TOKEN_ID, self._vocab), k=count)
 
 
-async def _events(response: httpx.Response) -> AsyncIterator[dict[str, Any]]:
-    async for line in response.aiter_lines():
-        if line.startswith("data: {"):
-            yield json.loads(line.removeprefix("data: "))
+async def events(response: httpx.Response) -> AsyncIterator[dict[str, Any]]:
+    """Of a stream of server-sent events, but for its last, [DONE]. httpx's own lines end within texts too (U+2028)."""
+    held = b""
+    async for piece in response.aiter_bytes():
+        *lines, held = (held + piece).split(b"\n")
+        for line in lines:
+            if line.startswith(b"data: {"):
+                yield json.loads(line.removeprefix(b"data: "))
 
 
-async def _timed(events: AsyncIterator[dict[str, Any]]) -> Answered | Refused:
+async def _timed(told: AsyncIterator[dict[str, Any]]) -> Answered | Refused:
     first_s = last_s = 0.0
     variant, tokens = "", 0
-    async for event in events:
+    async for event in told:
         if "error" in event:
             return Refused(status=HTTPStatus.OK, reason=str(event["error"].get("message")))
         if usage := event.get("usage"):

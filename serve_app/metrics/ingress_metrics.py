@@ -19,10 +19,16 @@ Labels = tuple[tuple[str, str], ...]
 
 class IngressMetrics:
     def __init__(
-        self, meter: Meter, waiting: Callable[[], int], decision: Callable[[], Mapping[str, Any] | None]
+        self,
+        meter: Meter,
+        at_start: Mapping[str, int],
+        waiting: Callable[[], int],
+        decision: Callable[[], Mapping[str, Any] | None],
     ) -> None:
-        """`waiting` requests; `decision` as DecisionFeed.describe has it, None where there is none."""
+        """`at_start`: replicas by variant, which stay without a planner; `waiting` requests; `decision` as
+        DecisionFeed.describe has it, None where there is none."""
         self._meter = meter
+        self._at_start = at_start
         self._waiting = waiting
         self._decision = decision
         self._decided_at_s: float | None = None
@@ -37,11 +43,11 @@ class IngressMetrics:
         """`now_s`: Unix time; the decision's is that of the controller's host, whose clock may differ."""
         self._meter.set(CATALOGUE.waiting, self._waiting())
         decision = self._decision()
+        for variant, count in (self._at_start if decision is None else decision["replicas"]).items():
+            self._meter.set(CATALOGUE.target_replicas, count, variant=variant)
         if decision is None:
             return
         self._meter.set(CATALOGUE.decision_age, max(0.0, now_s - decision["decided_at_s"]))
-        for variant, count in decision["replicas"].items():
-            self._meter.set(CATALOGUE.target_replicas, count, variant=variant)
         if decision["decided_at_s"] != self._decided_at_s:
             self._decided_at_s = decision["decided_at_s"]
             self._tell_loads(decision["loads"])

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from serve_app.ray_settings import host_environment
+
 ROOT = Path(__file__).parents[2]
 DOCKERFILE = ROOT / "infra" / "docker" / "Dockerfile"
 HADOLINT = Path(sys.executable).with_name("hadolint")
@@ -37,3 +39,13 @@ def test_the_image_runs_the_torch_that_is_pinned_and_no_root() -> None:
     assert pinned is not None
     assert f"torch=={pinned[1]}" in text
     assert re.findall(r"^USER (\S+)", text, re.MULTILINE) == ["1000"]
+
+
+def test_ray_in_the_image_has_the_settings_of_a_fleet() -> None:
+    text = DOCKERFILE.read_text()
+    said = re.search(r"^ENV (RAY_(?:.*\\\n)*.*)", text, re.MULTILINE)
+    assert said is not None
+    settings = dict(pair.split("=", 1) for pair in said[1].replace("\\\n", " ").split())
+    wrapper = re.search(r"ray-env --folder (\S+)", text)
+    assert wrapper is not None
+    assert settings == host_environment(Path(wrapper[1]) / "haproxy-without-splice")

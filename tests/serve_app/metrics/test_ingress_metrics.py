@@ -9,16 +9,19 @@ from serve_app.metrics.ingress_metrics import BOUNDS, IngressMetrics
 from tests.serve_app.metrics.recorded import RecordingMeter
 
 
-def test_without_a_planner_only_what_waits_is_told() -> None:
+def test_without_a_planner_the_replicas_of_the_configuration_are_wanted() -> None:
     meter = RecordingMeter()
-    IngressMetrics(meter, lambda: 3, lambda: None).tell(100.0)
-    assert meter.values == {("quantfleet_requests_waiting", ()): 3}
+    IngressMetrics(meter, {"bf16": 2}, lambda: 3, lambda: None).tell(100.0)
+    assert meter.values == {
+        ("quantfleet_requests_waiting", ()): 3,
+        ("quantfleet_target_replicas", (("variant", "bf16"),)): 2,
+    }
 
 
 def test_the_decision_is_told_with_its_age() -> None:
     meter = RecordingMeter()
     decision = {"decided_at_s": 93.0, "replicas": {"bf16": 1, "nf4": 0}, "loads": []}
-    IngressMetrics(meter, lambda: 0, lambda: decision).tell(100.0)
+    IngressMetrics(meter, {}, lambda: 0, lambda: decision).tell(100.0)
     assert meter.values["quantfleet_scaling_decision_age_seconds", ()] == 7.0
     targets = {labels: value for (name, labels), value in meter.values.items() if name == "quantfleet_target_replicas"}
     assert targets == {(("variant", "bf16"),): 1, (("variant", "nf4"),): 0}
@@ -33,7 +36,7 @@ def load(slo_class: str, variant: str, bound: str = "KV") -> dict[str, object]:
 
 def test_what_a_decision_counts_on_is_told_until_the_next_counts_on_something_else() -> None:
     meter, decision = RecordingMeter(), {"decided_at_s": 90.0, "replicas": {}, "loads": [load("chat", "bf16")]}
-    metrics = IngressMetrics(meter, lambda: 0, lambda: decision)
+    metrics = IngressMetrics(meter, {}, lambda: 0, lambda: decision)
     metrics.tell(100.0)
     assert value(meter, "planned_requests_per_second", slo_class="chat") == 4.0
     assert value(meter, "needed_replicas", slo_class="chat", variant="bf16", bound="kv") == 1.75
