@@ -351,7 +351,7 @@ class Catalogue:
         kind="gauge",
         source="planner",
         labels=("variant",),
-        help="Replicas that the last scaling decision wants; before the first, and without a planner, those of fleet.yaml.",
+        help="Replicas that the last scaling decision wants; until there is one, those of fleet.yaml.",
     )
     demand: Metric = Metric(
         name="quantfleet_planned_requests_per_second",

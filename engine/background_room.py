@@ -20,8 +20,8 @@ from engine.sequence import Sequence
 TPOT_SHARE = 0.5
 """Of an online request's limit: what its tokens may take on average where background work shares their steps."""
 SAVED_LIMITS = 2.0
-"""TPOT limits that an answer has saved up before it shares a step: what a later prompt's step takes beyond one. Without it,
-of answers of 16 tokens, 2.3 % missed 60 ms beside a job, and 1.4 % alone."""
+"""TPOT limits that an answer has saved up before it shares a step: what a later prompt's step takes beyond one. Without
+it, of answers of 16 tokens, 2.3 % missed 60 ms beside a job, and 1.4 % alone."""
 PROMPT_TOKENS = 16
 """A prompt is cut into multiples of it; alone and at the least it advances by so many a step."""
 
