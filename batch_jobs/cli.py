@@ -114,6 +114,7 @@ def generate(
     from rich.console import Console
 
     from batch_jobs.generate import GenerateJob, run_generate
+    from batch_jobs.niceness import give_way
     from batch_jobs.progress import report_table
     from batch_jobs.prompt_template import PromptTemplate
     from batch_jobs.reading import Columns
@@ -122,6 +123,8 @@ def generate(
 
     if fleet is not None and not share_fleet:
         raise UserError(f"--fleet {fleet}: is for --share-fleet, which is not given")
+    if share_fleet:
+        give_way()
     settings = FleetConfig.load(config)
     job = GenerateJob(
         inputs=tuple(inputs),

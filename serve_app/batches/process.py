@@ -15,6 +15,7 @@ from pathlib import Path
 
 import msgspec
 
+from batch_jobs.niceness import give_way
 from cluster.config import FleetConfig
 from cluster.errors import UserError
 from serve_app.batches.batch_folder import BatchBusyError, BatchFolder
@@ -26,6 +27,7 @@ from serve_app.batches.work import BatchWork
 
 def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is the parent's to answer
+    give_way()
     order = msgspec.json.decode(sys.stdin.buffer.readline(), type=Order)
     threading.Thread(target=_end_with_parent, name="parent-watch", daemon=True).start()
     batch = BatchFolder(path=Path(order.batch))

@@ -7,6 +7,7 @@ from typing import Any
 
 import httpx
 import openai
+import psutil
 import pytest
 
 pytestmark = pytest.mark.ray
@@ -18,6 +19,10 @@ ASK: Any = [{"role": "user", "content": "What is the capital of France?"}]
 def test_models_and_health(fleet: Any, client: openai.OpenAI) -> None:
     assert [model.id for model in client.models.list()] == [MODEL, *(f"{MODEL}:{v}" for v in ("bf16", "int8", "nf4"))]
     assert fleet.get("/healthz").json() == {"status": "ok"}
+
+
+def test_its_engines_come_behind_nobody(fleet: Any) -> None:
+    assert {process.nice() for process in fleet.engines().values()} == {psutil.Process().nice()}
 
 
 @pytest.mark.parametrize("variant", ["bf16", "int8", "nf4"])
