@@ -97,7 +97,22 @@ def test_online_answers_stay_within_half_of_their_limit_and_the_rest_is_used() -
         rows += len(background(loop.step()))
     tpot_s = (loop.now_s - begun_s) / 29
     assert tpot_s <= 0.030 + 1e-9
-    assert rows >= 29 * 15, "a step of 30 ms holds 19 tokens beside its own"
+    assert rows >= 29 * 15 - 2 * 60, "a step of 30 ms holds 19 tokens beside its own; two limits are saved"
+
+
+def test_a_short_answer_has_room_for_a_later_prompt() -> None:
+    loop = TimedLoop(num_blocks=512, token_budget=64, max_sequences=64)
+    for index in range(1, 61):
+        loop.add([index] * 4, 40, **BACKGROUND)
+    loop.step()
+    online = loop.add([2] * 4, 4, **(BOUNDED | {"tpot_ms": 60.0}))
+    loop.step()
+    begun_s = loop.now_s
+    assert not background(loop.step()), "nothing is saved up yet"
+    loop.add([3] * 60, 1, **(BOUNDED | {"tpot_ms": 60.0}))
+    while online not in loop.finished:
+        loop.step()
+    assert (loop.now_s - begun_s) / 3 <= 0.060
 
 
 def test_a_step_alone_is_no_longer_than_who_comes_may_wait() -> None:
