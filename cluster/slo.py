@@ -11,7 +11,7 @@ from cluster.errors import UserError, did_you_mean
 Objective = Literal["latency", "throughput", "background"]
 Fallback = Literal["degrade", "queue", "reject"]
 
-BACKGROUND_TTFT_SHARE = 0.2
+BACKGROUND_TTFT_SHARE = 0.1
 """Of the tightest TTFT limit; half of it on average, and only of those that come while nothing else runs."""
 REQUEST_KEYS = ("ttft_ms", "tpot_ms", "min_quality", "objective")
 """What a request may say in a `slo` of its own; fallback and deadline are the operator's."""

@@ -86,7 +86,7 @@ def test_a_class_by_name_and_an_objective() -> None:
 
 
 def test_the_longest_step_is_a_part_of_the_tightest_ttft() -> None:
-    assert background_step_s([INTERACTIVE, STANDARD, BACKGROUND]) == pytest.approx(0.2 * 0.8)
+    assert background_step_s([INTERACTIVE, STANDARD, BACKGROUND]) == pytest.approx(0.1 * 0.8)
     assert background_step_s([SloLimits(name="patient")]) is None
 
 
